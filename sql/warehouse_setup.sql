@@ -1,0 +1,105 @@
+-- Who:    a superuser or owner of the warehouse database, once and after an update of the sync;
+--         running it again is safe, and an athlete_dim that exists keeps its rows.
+-- Where:  psql -h <warehouse_host> -U postgres -d <warehouse_db> -f sql/warehouse_setup.sql
+-- What:   the role the sync works as, the dimension, the run history, the health view, the grants.
+--
+-- The role is warehouse_writer unless you add  -v writer=...  to the command, its password CHANGE_ME
+-- unless you add  -v writer_password='...'  or set it later:
+--   ALTER ROLE warehouse_writer WITH PASSWORD 'your_secure_password';
+-- Running this again without -v writer_password leaves the password as it is.
+
+\set ON_ERROR_STOP on
+\set QUIET on
+SET client_min_messages = warning;
+-- A variable that was not given stays ':writer', which is how the blocks below know.
+\set writer :writer
+\set writer_password :writer_password
+SELECT set_config('athlete_sync.writer',
+                  CASE :'writer' WHEN ':writer' THEN 'warehouse_writer' ELSE :'writer' END, false),
+       set_config('athlete_sync.password', :'writer_password', false) \g /dev/null
+
+BEGIN;
+
+CREATE SCHEMA IF NOT EXISTS analytics;
+
+CREATE TABLE IF NOT EXISTS analytics.athlete_dim (
+    athlete_uuid     UUID PRIMARY KEY,
+    full_name        TEXT NOT NULL,
+    source_synced_at TIMESTAMPTZ NOT NULL DEFAULT NOW()
+);
+
+COMMENT ON TABLE  analytics.athlete_dim IS 'Athlete identity, carried here from the app''s public."User" by make sync. Never deleted from.';
+COMMENT ON COLUMN analytics.athlete_dim.athlete_uuid IS 'The app''s uuid of the athlete.';
+COMMENT ON COLUMN analytics.athlete_dim.full_name IS 'The athlete''s name, byte for byte as the app holds it.';
+COMMENT ON COLUMN analytics.athlete_dim.source_synced_at IS 'Last run that stamped this athlete; see SYNC_REFRESH.';
+
+-- A row a run. To keep a year of them:
+--   DELETE FROM analytics.athlete_sync_run WHERE finished_at < now() - interval '1 year';
+CREATE TABLE IF NOT EXISTS analytics.athlete_sync_run (
+    run_id      BIGSERIAL PRIMARY KEY,
+    target      TEXT NOT NULL,
+    started_at  TIMESTAMPTZ NOT NULL,
+    finished_at TIMESTAMPTZ NOT NULL,
+    mode        TEXT NOT NULL,
+    result      TEXT NOT NULL,
+    exit_code   INTEGER NOT NULL,
+    source_rows BIGINT,
+    inserted    BIGINT,
+    updated     BIGINT,
+    unchanged   BIGINT,
+    missing     BIGINT,
+    rejected    BIGINT,
+    repeated    BIGINT,
+    rejects     JSONB NOT NULL,
+    message     TEXT,
+    host        TEXT,
+    version     TEXT NOT NULL
+);
+
+COMMENT ON TABLE  analytics.athlete_sync_run IS 'One row for each run of the athlete sync, failures included; dry runs leave none.';
+COMMENT ON COLUMN analytics.athlete_sync_run.target IS 'The dimension this run wrote.';
+COMMENT ON COLUMN analytics.athlete_sync_run.missing IS 'Athletes of the dimension that the app no longer has; NULL where the run could not know.';
+COMMENT ON COLUMN analytics.athlete_sync_run.rejects IS 'At most 100 rejected rows: uuid as found, and the reason.';
+
+CREATE OR REPLACE VIEW analytics.athlete_sync_health AS
+WITH run AS (
+    SELECT *, finished_at - started_at AS duration
+      FROM analytics.athlete_sync_run
+     WHERE target = 'analytics.athlete_dim'
+)
+SELECT (SELECT max(finished_at) FROM run WHERE result = 'ok')         AS last_success,
+       now() - (SELECT max(finished_at) FROM run WHERE result = 'ok') AS last_success_age,
+       (SELECT result FROM run ORDER BY run_id DESC LIMIT 1)          AS last_result,
+       (SELECT duration FROM run ORDER BY run_id DESC LIMIT 1)        AS last_duration,
+       (SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY duration)
+          FROM (SELECT duration FROM run
+                 WHERE result = 'ok'
+                 ORDER BY run_id DESC
+                 LIMIT 20) AS recent)                                 AS usual_duration;
+
+COMMENT ON VIEW analytics.athlete_sync_health IS 'One row: is the athlete sync well? usual_duration is the median of the last 20 good runs.';
+
+DO $$
+DECLARE
+    writer TEXT := current_setting('athlete_sync.writer');
+    given  TEXT := nullif(current_setting('athlete_sync.password'), ':writer_password');
+BEGIN
+    IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = writer) THEN
+        EXECUTE format('CREATE ROLE %I LOGIN PASSWORD %L', writer, coalesce(given, 'CHANGE_ME'));
+    ELSIF given IS NOT NULL THEN
+        EXECUTE format('ALTER ROLE %I LOGIN PASSWORD %L', writer, given);
+    END IF;
+    -- All the sync needs. TEMP is for its staging table; it creates nothing that stays.
+    EXECUTE format('GRANT CONNECT, TEMPORARY ON DATABASE %I TO %I', current_database(), writer);
+    EXECUTE format('GRANT USAGE ON SCHEMA analytics TO %I', writer);
+    EXECUTE format('GRANT SELECT, INSERT, UPDATE ON TABLE analytics.athlete_dim TO %I', writer);
+    EXECUTE format('GRANT SELECT, INSERT ON TABLE analytics.athlete_sync_run TO %I', writer);
+    EXECUTE format('GRANT USAGE ON SEQUENCE analytics.athlete_sync_run_run_id_seq TO %I', writer);
+    EXECUTE format('GRANT SELECT ON TABLE analytics.athlete_sync_health TO %I', writer);
+END
+$$;
+
+COMMIT;
+
+SELECT 'analytics.athlete_dim is ready for ' || current_setting('athlete_sync.writer') || '.' AS ready \gset
+\echo :ready
