@@ -1,0 +1,298 @@
+"""Two real servers for the whole session, empty tables for each test, and `world`, in whose words a
+test reads as four lines: rows in the app, rows in the warehouse before, what is run, what is left.
+
+Every run made through `world` is also held to what must be true of all runs: the app is byte for byte
+what it was, nothing in the warehouse changed but the dimension and the history, the numbers add up, and
+neither a password nor an athlete's name was printed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psycopg2
+import psycopg2.extras
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from lab import servers
+from lab.servers import READER_PASSWORD, SCRIPT, SUPERUSER_PASSWORD, WRITER_PASSWORD
+
+HISTORY = "analytics.athlete_sync_run"
+LONG_AGO = "2020-01-01 00:00:00+00"
+RUN_MAY_TAKE = 60  # seconds; a run that takes longer is stuck, and the test shall say so
+
+ANN, BOB, CAT, DAN = ("00000000-0000-4000-8000-00000000000" + last for last in "abcd")
+
+
+@pytest.fixture(scope="session")
+def lab():
+    options = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off"}
+    with servers.two_servers(**options) as two_servers:
+        two_servers.set_up()
+        two_servers.warehouse.psql("-qc", "CREATE TABLE public.bystander AS SELECT 1 AS one")
+        yield two_servers
+
+
+@pytest.fixture(scope="session")
+def sides(lab):
+    app, warehouse = Side(lab.app), Side(lab.warehouse)
+    yield app, warehouse
+    app.connection.close()
+    warehouse.connection.close()
+
+
+@pytest.fixture(autouse=True)
+def world(lab, sides, script):
+    app, warehouse = sides
+    app.sql('TRUNCATE public."User"')
+    warehouse.sql("TRUNCATE analytics.athlete_dim, analytics.athlete_sync_run RESTART IDENTITY")
+    world = World(lab, app, warehouse, script)
+    yield world
+    for process in world.started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture(scope="session")
+def script():
+    """The program as a module: for calling main(), and for its tables."""
+    specification = importlib.util.spec_from_file_location("sync_athletes_from_app", str(SCRIPT))
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # dataclasses look there
+    specification.loader.exec_module(module)
+    return module
+
+
+class Side:
+    """The superuser's view of one database."""
+
+    def __init__(self, server):
+        self.server, self.connection = server, None
+        self.reconnect()
+
+    def reconnect(self):
+        self.connection = psycopg2.connect(
+            host="127.0.0.1", port=self.server.port, dbname=self.server.name, user="postgres",
+            password=SUPERUSER_PASSWORD, options="-c lock_timeout=20s -c statement_timeout=60s")
+        self.connection.autocommit = True
+
+    def sql(self, statement, *values):
+        """Run a statement; return its rows, if it has any."""
+        with self.connection.cursor() as cursor:
+            cursor.execute(statement, values or None)
+            return cursor.fetchall() if cursor.description else None
+
+    def value(self, statement, *values):
+        return self.sql(statement, *values)[0][0]
+
+    @contextlib.contextmanager
+    def changed(self, change, undo):
+        """What a test breaks in a database is mended after it, come what may."""
+        self.sql(change)
+        try:
+            yield
+        finally:
+            self.sql(undo)
+
+    @contextlib.contextmanager
+    def holding(self, *statements):
+        """Run statements in a transaction that stays open meanwhile: to hold a lock."""
+        holder = Side(self.server)
+        holder.connection.autocommit = False
+        try:
+            for statement in statements:
+                holder.sql(statement)
+            yield holder
+        finally:
+            holder.connection.close()
+
+    def wait_until_a_run_waits_for_a_lock(self):
+        until = time.monotonic() + RUN_MAY_TAKE
+        while not self.sql("SELECT 1 FROM pg_locks JOIN pg_stat_activity USING (pid)"
+                           " WHERE NOT granted AND usename IN ('app_readonly', 'warehouse_writer')"):
+            assert time.monotonic() < until, "no run came to wait for a lock"
+            time.sleep(0.02)
+
+    def snapshot(self, leaving_out=()):
+        """Everything a run could change: relations and grants, and each table's rows with their versions."""
+        relations = self.sql("""
+            SELECT c.oid::regclass::text, c.relkind::text, c.relacl::text, c.relowner::regrole::text
+              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+             ORDER BY 1""")
+        rows = {name: self.rows_hash(name) for name, kind, _, _ in relations
+                if kind in "rp" and name not in leaving_out}
+        return relations, rows
+
+    def rows_hash(self, table):
+        return self.value("SELECT md5(string_agg(concat(ctid, xmin, xmax, t::text), ',' ORDER BY ctid))"
+                          " FROM %s t" % table)
+
+
+class Run:
+    """What a run left behind: its exit code and what it printed."""
+
+    def __init__(self, code, out, err):
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def result(self):
+        """The result line, as a dictionary."""
+        line = self.out.splitlines()[-1]
+        if line.startswith("{"):
+            return json.loads(line)
+        return dict(word.split("=", 1) for word in line.split())
+
+    @property
+    def error(self):
+        """The one line in which a failure ends."""
+        return self.err.rstrip("\n").splitlines()[-1]
+
+    def counts(self):
+        """Such as "3: 2 new, 1 repeated": rows in the app, then every other count that is not 0."""
+        words = [("inserted", "new"), ("updated", "renamed"), ("unchanged", "unchanged"),
+                 ("missing", "missing"), ("rejected", "rejected"), ("repeated", "repeated")]
+        result = self.result
+        return "%s: %s" % (result["source"], ", ".join(
+            "%s %s" % (result[key], word) for key, word in words if result[key] != 0) or "nothing")
+
+    def __repr__(self):
+        return "exit code %s\nstdout: %s\nstderr: %s" % (self.code, self.out, self.err)
+
+
+class World:
+    def __init__(self, lab, app, warehouse, script):
+        self.lab, self.app, self.warehouse, self.script = lab, app, warehouse, script
+        self.started = []
+
+    # Rows before
+
+    def app_has(self, *rows):
+        with self.app.connection.cursor() as cursor:
+            psycopg2.extras.execute_values(
+                cursor, 'INSERT INTO public."User" (uuid, name, email) VALUES %s',
+                [(uuid, name, "%d@example.org" % number) for number, (uuid, name) in enumerate(rows)])
+
+    def warehouse_has(self, *rows, synced_at=LONG_AGO):
+        with self.warehouse.connection.cursor() as cursor:
+            psycopg2.extras.execute_values(
+                cursor, "INSERT INTO analytics.athlete_dim VALUES %s",
+                [(uuid, name, synced_at) for uuid, name in rows])
+
+    # What is run
+
+    def sync(self, *flags, **settings):
+        """Run main() in this process with --json. For what a row becomes; a tenth of a subprocess's time."""
+        with self.held_to_the_rules(settings) as runs:
+            runs.append(run_in_process(self.script, self.arguments("--json", *flags),
+                                       self.environment(settings)))
+        return runs[0]
+
+    def run(self, *flags, **settings):
+        """Run the script as a scheduler does: a subprocess, started elsewhere than in the project."""
+        with self.held_to_the_rules(settings) as runs:
+            runs.append(finish(self.start(*flags, **settings)))
+        return runs[0]
+
+    def start(self, *flags, command=(sys.executable, str(SCRIPT)), **settings):
+        """Start the script and return the process; end it with finish(). It is killed when the test ends."""
+        process = subprocess.Popen(
+            list(command) + self.arguments(*flags), env=self.environment(settings), cwd=os.sep,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.started.append(process)
+        return process
+
+    def arguments(self, *flags):
+        # A developer's own .env may name real databases. No test may ever reach them.
+        return ([] if "--env-file" in flags else ["--env-file", os.devnull]) + list(flags)
+
+    def environment(self, settings):
+        """The lab's settings, and those given here; one given as None is not set."""
+        chosen = self.lab.environment(**settings)
+        return {name: value for name, value in chosen.items() if value is not None}
+
+    # Rows after
+
+    def dimension(self):
+        """What the dimension holds, as {uuid: name}."""
+        return dict(self.warehouse.sql("SELECT athlete_uuid::text, full_name FROM analytics.athlete_dim"))
+
+    def stamped(self):
+        """The athletes whose source_synced_at is no longer LONG_AGO."""
+        return {uuid for uuid, in self.warehouse.sql(
+            "SELECT athlete_uuid::text FROM analytics.athlete_dim WHERE source_synced_at <> %s", LONG_AGO)}
+
+    def history(self):
+        """The rows of the run history as dictionaries, oldest first."""
+        with self.warehouse.connection.cursor(cursor_factory=psycopg2.extras.RealDictCursor) as cursor:
+            cursor.execute("SELECT * FROM analytics.athlete_sync_run ORDER BY run_id")
+            return [dict(row) for row in cursor.fetchall()]
+
+    # True of every run
+
+    @contextlib.contextmanager
+    def held_to_the_rules(self, settings):
+        table = self.warehouse.value("SELECT to_regclass(%s)::text",
+                                     settings.get("WH_TABLE") or "analytics.athlete_dim")
+        app_before = self.app.snapshot()
+        warehouse_before = self.warehouse.snapshot(leaving_out=(table, HISTORY))
+        runs = []
+        yield runs
+        assert self.app.snapshot() == app_before, "the app was changed"
+        assert self.warehouse.snapshot(leaving_out=(table, HISTORY)) == warehouse_before, \
+            "something else in the warehouse was changed"
+        for run in runs:
+            self.check_numbers(run)
+            self.check_secrets(run, settings)
+
+    def check_numbers(self, run):
+        if not run.out.strip().startswith("{") or run.result["result"] != "ok":
+            return
+        known = run.result
+        assert known["source"] == sum(known[key] for key in (
+            "inserted", "updated", "unchanged", "rejected", "repeated")), run
+
+    def check_secrets(self, run, settings):
+        secrets = {READER_PASSWORD, WRITER_PASSWORD, settings.get("APP_PASSWORD"), settings.get("WH_PASSWORD")}
+        names = {name for name, in self.app.sql('SELECT name FROM public."User"') if len(name or "") > 5}
+        for secret in (secrets | names) - {None, ""}:
+            assert secret not in run.out + run.err, "printed: %r" % secret
+
+
+def finish(process, timeout=RUN_MAY_TAKE):
+    """Wait for a run that was started, and return what it left behind."""
+    out, err = process.communicate(timeout=timeout)
+    return Run(process.returncode, out.decode("utf-8"), err.decode("utf-8"))
+
+
+def run_in_process(script, arguments, environment):
+    """Call main() and put everything back that it sets for a whole process."""
+    out, err, root = io.StringIO(), io.StringIO(), logging.getLogger()
+    handlers, level, outer = root.handlers[:], root.level, dict(os.environ)
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        root.handlers[:] = []  # pytest's own, with which the script's would not be made
+        os.environ.clear()
+        os.environ.update(environment)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = script.main(arguments)
+    finally:
+        os.environ.clear()
+        os.environ.update(outer)
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+    return Run(code, out.getvalue(), err.getvalue())
