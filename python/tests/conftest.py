@@ -229,6 +229,10 @@ class World:
         """What the dimension holds, as {uuid: name}."""
         return dict(self.warehouse.sql("SELECT athlete_uuid::text, full_name FROM analytics.athlete_dim"))
 
+    def rows(self):
+        """Every column of every row of the dimension."""
+        return self.warehouse.sql("SELECT * FROM analytics.athlete_dim ORDER BY athlete_uuid")
+
     def stamped(self):
         """The athletes whose source_synced_at is no longer LONG_AGO."""
         return {uuid for uuid, in self.warehouse.sql(
