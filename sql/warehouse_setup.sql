@@ -28,6 +28,8 @@ CREATE TABLE IF NOT EXISTS analytics.athlete_dim (
     source_synced_at TIMESTAMPTZ NOT NULL DEFAULT NOW()
 );
 
+ALTER TABLE analytics.athlete_dim SET (fillfactor = 50);
+
 COMMENT ON TABLE  analytics.athlete_dim IS 'Athlete identity, carried here from the app''s public."User" by make sync. Never deleted from.';
 COMMENT ON COLUMN analytics.athlete_dim.athlete_uuid IS 'The app''s uuid of the athlete.';
 COMMENT ON COLUMN analytics.athlete_dim.full_name IS 'The athlete''s name, byte for byte as the app holds it.';

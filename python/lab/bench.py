@@ -1,0 +1,205 @@
+"""What the sync costs beside plain `psql | psql` doing the same work, on two throwaway servers.
+
+  make bench                            1,000,000 athletes, 3 rounds
+  make bench ROWS=100000 ROUNDS=5       any number
+  make bench CHART=1                    also draws python/lab/bench.svg, from 10,000 athletes to ROWS
+
+Each round runs every case twice from the same state, once by the script, once by psql (COPY out |
+COPY into a temp table, ANALYZE, the same INSERT, COMMIT; no counting, no proof), in turns first.
+Both warehouses lie on one server, are vacuumed and checkpointed before each run, and fsync is on.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import os
+import subprocess
+import sys
+import time
+from statistics import median
+from typing import Any, Dict, List, NamedTuple, Optional
+
+from athletes import fill_app
+from servers import PROJECT, SCRIPT, WRITER_PASSWORD, Lab, two_servers
+
+OURS, PSQL = "warehouse", "warehouse_psql"  # two databases, so that each side keeps its own state
+
+COPY_OUT = 'COPY (SELECT uuid, name FROM public."User") TO STDOUT'
+
+PSQL_LOAD = """
+BEGIN;
+CREATE TEMP TABLE staged (athlete_uuid UUID, full_name TEXT) ON COMMIT DROP;
+COPY staged FROM STDIN;
+"""
+
+# psql reads the rows from its standard input, so the statements after the COPY come with -c.
+PSQL_ALL = """
+INSERT INTO analytics.athlete_dim (athlete_uuid, full_name, source_synced_at)
+SELECT athlete_uuid, full_name, now() FROM staged ORDER BY athlete_uuid
+    ON CONFLICT (athlete_uuid) DO UPDATE
+   SET full_name = EXCLUDED.full_name, source_synced_at = EXCLUDED.source_synced_at
+"""
+
+PSQL_CHANGED = """
+INSERT INTO analytics.athlete_dim (athlete_uuid, full_name, source_synced_at)
+SELECT staged.athlete_uuid, staged.full_name, now()
+  FROM staged LEFT JOIN analytics.athlete_dim AS known USING (athlete_uuid)
+ WHERE known.athlete_uuid IS NULL OR known.full_name IS DISTINCT FROM staged.full_name
+ ORDER BY staged.athlete_uuid
+    ON CONFLICT (athlete_uuid) DO UPDATE
+   SET full_name = EXCLUDED.full_name, source_synced_at = EXCLUDED.source_synced_at
+"""
+
+RENAME_1_PERCENT = """
+UPDATE public."User" SET name = name || ' II' WHERE hashtext(uuid) % 100 = 0;
+INSERT INTO public."User" (uuid, name)
+SELECT gen_random_uuid()::text, name FROM public."User" WHERE hashtext(uuid) % 100 = 1;
+"""
+
+
+class Case(NamedTuple):
+    name: str
+    refresh: str
+    prepare_app: Optional[str]
+    bar: float
+
+
+CASES = [
+    Case("first load", "always", None, 1.35),
+    Case("rerun, unchanged, always", "always", None, 1.35),
+    Case("rerun, unchanged, never", "never", None, 1.8),
+    Case("1 % renamed, 1 % new, never", "never", RENAME_1_PERCENT, 1.8),
+]
+
+
+class Run(NamedTuple):
+    seconds: float
+    wal_bytes: int
+    row_versions: int
+    peak_bytes: int
+
+
+def main() -> int:
+    options = read_command_line()
+    with two_servers() as lab:
+        lab.set_up()
+        lab.warehouse.psql("-qc", "CREATE DATABASE %s" % PSQL, database="postgres")
+        set_up_psql_warehouse(lab)
+        print(header(lab, options))
+        results = bench(lab, options.rows, options.rounds)
+        print_table(results)
+        print_small_case(lab, options.rounds)
+        if options.chart:
+            draw_chart(lab, options, results)
+    return 0
+
+
+def set_up_psql_warehouse(lab: Lab) -> None:
+    lab.warehouse.psql("-qf", str(PROJECT / "sql" / "warehouse_setup.sql"), database=PSQL)
+
+
+def bench(lab: Lab, rows: int, rounds: int) -> Dict[str, Dict[str, List[Run]]]:
+    results = {case.name: {OURS: [], PSQL: []} for case in CASES}  # type: Dict[str, Dict[str, List[Run]]]
+    for round_ in range(rounds):
+        start_over(lab, rows)
+        for case in CASES:
+            if case.prepare_app:
+                lab.app.psql("-qc", case.prepare_app)
+            lab.app.psql("-qc", 'VACUUM ANALYZE public."User"')
+            for who in ((OURS, PSQL), (PSQL, OURS))[round_ % 2]:
+                results[case.name][who].append(measure(lab, who, case))
+    return results
+
+
+def start_over(lab: Lab, rows: int) -> None:
+    lab.app.psql("-qc", 'TRUNCATE public."User"')
+    fill_app(lab.app, rows)
+    for database in (OURS, PSQL):
+        lab.warehouse.psql("-qc", "TRUNCATE analytics.athlete_dim", database=database)
+
+
+def measure(lab: Lab, who: str, case: Case) -> Run:
+    ask = lambda question: lab.warehouse.psql("-qAtc", question, database=who).strip()
+    lab.warehouse.psql("-qc", "VACUUM ANALYZE analytics.athlete_dim", database=who)
+    before_lsn, before_xid = ask("SELECT pg_current_wal_insert_lsn()"), ask("SELECT txid_current()")
+    started = time.perf_counter()
+    peak = run_script(lab, case) if who == OURS else run_psql(lab, case)
+    seconds = time.perf_counter() - started
+    wal = int(ask("SELECT pg_current_wal_insert_lsn() - '%s'::pg_lsn" % before_lsn))
+    versions = int(ask("SELECT count(*) FROM analytics.athlete_dim "
+                       "WHERE age(xmin) < txid_current() - %s" % before_xid))
+    return Run(seconds, wal, versions, peak)
+
+
+def run_script(lab: Lab, case: Case) -> int:
+    """Run the sync and return its peak memory in bytes, as the operating system counts it."""
+    process = subprocess.Popen([sys.executable, str(SCRIPT), "-q"],
+                               env=lab.environment(SYNC_REFRESH=case.refresh, SYNC_MAX_UPDATED_PERCENT="100"))
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = status
+    if status:
+        raise RuntimeError("the sync failed")
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def run_psql(lab: Lab, case: Case) -> int:
+    extract = subprocess.Popen(lab.app.psql_command("-qc", COPY_OUT), env=lab.app.psql_environment(),
+                               stdout=subprocess.PIPE)
+    insert = PSQL_ALL if case.refresh == "always" else PSQL_CHANGED
+    statements = [text for text in PSQL_LOAD.split(";\n") if text.strip()] + ["ANALYZE staged", insert, "COMMIT"]
+    arguments = [argument for statement in statements for argument in ("-c", statement)]
+    load = subprocess.run(lab.warehouse.psql_command("-q", *arguments, database=PSQL),
+                          env=lab.warehouse.psql_environment(), stdin=extract.stdout)
+    if load.returncode or extract.wait():
+        raise RuntimeError("psql failed")
+    return 0
+
+
+def print_table(results: Dict[str, Dict[str, List[Run]]]) -> None:
+    print("%-28s %7s %7s %6s %6s %10s %10s %8s" % (
+        "case", "ours s", "psql s", "ratio", "bar", "WAL kB", "versions", "peak MB"))
+    for case in CASES:
+        ours, psql = results[case.name][OURS], results[case.name][PSQL]
+        print("%-28s %7.2f %7.2f %6.2f %6.2f %10d %10d %8.0f" % (
+            case.name, median(run.seconds for run in ours), median(run.seconds for run in psql),
+            ratio(ours, psql), case.bar, median(run.wal_bytes for run in ours) / 1024,
+            median(run.row_versions for run in ours), max(run.peak_bytes for run in ours) / 1e6))
+
+
+def ratio(ours: List[Run], psql: List[Run]) -> float:
+    """The median over the rounds of what each round's pair came to."""
+    return median(mine.seconds / theirs.seconds for mine, theirs in zip(ours, psql))
+
+
+def print_small_case(lab: Lab, rounds: int) -> None:
+    start_over(lab, 10)
+    case = Case("10 athletes", "always", None, 2.0)
+    pairs = []
+    for _ in range(max(rounds, 5)):
+        run = measure(lab, OURS, case)
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import pandas, psycopg2, dotenv"], check=True)
+        pairs.append((run.seconds, time.perf_counter() - started))
+    print("%-28s %7.2f %7.2f %6.2f %6.2f   (beside python -c \"import pandas, psycopg2, dotenv\")" % (
+        case.name, median(ours for ours, _ in pairs), median(bare for _, bare in pairs),
+        median(ours / bare for ours, bare in pairs), case.bar))
+
+
+def header(lab: Lab, options: argparse.Namespace) -> str:
+    version = lab.warehouse.psql("-qAtc", "SHOW server_version").strip()
+    return "%s athletes, %d rounds, medians; PostgreSQL %s, Python %s, %s cores, %s\n" % (
+        format(options.rows, ","), options.rounds, version, sys.version.split()[0], os.cpu_count(),
+        time.strftime("%Y-%m-%d"))
+
+
+def read_command_line() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1000000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--chart", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
