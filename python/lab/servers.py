@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
@@ -206,11 +206,10 @@ def make_folder() -> Path:
 
 
 def remove(servers: List[Server], folder: Path) -> None:
-    try:
+    with ExitStack() as steps:  # the last first, and each of them even if another fails
+        steps.callback(shutil.rmtree, str(folder), ignore_errors=True)
         for server in servers:
-            server.stop()
-    finally:
-        shutil.rmtree(str(folder), ignore_errors=True)
+            steps.callback(server.stop)
 
 
 def python() -> str:

@@ -1,0 +1,59 @@
+# make          what there is to type
+# make demo     watch it work, on two throwaway Postgres servers
+# make test     see it proven, on two more
+#
+# Needs Python and make, nothing else; everything is installed into .venv. make turns every failure
+# into its own exit 2: schedule the script itself, not make sync (README.md, Exit codes).
+
+PYTHON ?= python3
+PIP     = .venv/bin/python -m pip --disable-pip-version-check --quiet
+SCRIPT  = python/scripts/sync_athletes_from_app.py
+TESTS   = python/tests
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | awk -F @ '{printf "%-18s %s\n", $$1, $$2}'
+
+install: .venv/installed  ## make .venv and install what the sync needs; PYTHON=python3.12 to choose one
+
+sync: install  ## run the sync; options as in make sync ARGS=--dry-run
+	@.venv/bin/python $(SCRIPT) $(ARGS)
+
+demo: .venv/installed-dev  ## watch the sync at work on two throwaway Postgres servers; KEEP=1 keeps them
+	@.venv/bin/python python/lab/demo.py $(if $(KEEP),--keep)
+
+demo-stop:  ## stop and delete the servers that make demo KEEP=1 has left
+	@$(PYTHON) python/lab/demo.py --stop
+
+test: .venv/installed-dev  ## the whole suite on two throwaway Postgres servers; ARGS="-k rename" for a part
+	.venv/bin/python -m pytest $(TESTS) $(ARGS)
+
+lint: .venv/installed-dev  ## ruff, and vermin for Python 3.7
+	.venv/bin/python -m ruff check python
+	.venv/bin/vermin -q -t=3.7- --no-tips --violations python
+
+clean:  ## delete .venv, caches and a kept demo; .env and logs stay
+	@if [ -f .env.demo ]; then $(PYTHON) python/lab/demo.py --stop; fi
+	rm -rf .venv .pytest_cache .ruff_cache .coverage*
+	find python -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help install sync demo demo-stop test lint clean
+
+# ---------------------------------------------------------------------------------------------
+# .venv: system Pythons refuse pip, and cron needs a path that stays
+# ---------------------------------------------------------------------------------------------
+
+.venv/installed: python/requirements.txt | .venv/made
+	$(PIP) install -r python/requirements.txt
+	@touch $@
+
+.venv/installed-dev: python/requirements-dev.txt .venv/installed
+	$(PIP) install -r python/requirements-dev.txt
+	@touch $@
+
+.venv/made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 7))' || \
+	    { echo "make: $(PYTHON) is not a Python 3.7 or later; name one: make install PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "make: $(PYTHON) cannot make a .venv; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@

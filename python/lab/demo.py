@@ -1,0 +1,218 @@
+"""Watch athletes travel from one real Postgres to another. Needs nothing but this folder.
+
+  make demo           two throwaway servers, three runs of the real script, what the warehouse then says
+  make demo KEEP=1    leaves the servers running, and .env.demo to go on with
+  make demo-stop      stops and deletes those
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any, Dict, List
+
+from athletes import fill_app
+from servers import PROJECT, SCRIPT, SUPERUSER_PASSWORD, Lab, Server, python, remove, two_servers
+
+ENV_FILE = PROJECT / ".env.demo"
+ATHLETES = 5000
+SEED = 561  # with it, the few names on show are of many scripts
+COLUMNS = 100
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+THREE_DAYS_PASS = """
+UPDATE analytics.athlete_dim SET source_synced_at = source_synced_at - INTERVAL '3 days';
+UPDATE analytics.athlete_sync_run SET started_at = started_at - INTERVAL '3 days', finished_at = finished_at - INTERVAL '3 days'
+"""
+UPDATE_APP = """
+DELETE FROM public."User" WHERE email ~ '^athlete(7|77|777)@';
+UPDATE public."User" SET name = name || ' Jr.', "updatedAt" = now() WHERE email ~ '00@'
+"""
+UPDATE_APP_AGAIN = """
+UPDATE public."User" SET name = 'Dr. ' || name, "updatedAt" = now() WHERE email ~ '^athlete500[1-9]@'
+"""
+
+# README's monitoring queries; the second asks for 5 rows, not 10, and the same 5 every time.
+COUNT = "SELECT COUNT(*) FROM analytics.athlete_dim;"
+RECENT = """SELECT athlete_uuid, full_name, source_synced_at FROM analytics.athlete_dim
+           ORDER BY source_synced_at DESC, athlete_uuid LIMIT 5;"""
+STALE = """SELECT athlete_uuid, full_name, source_synced_at FROM analytics.athlete_dim
+           WHERE source_synced_at < NOW() - INTERVAL '2 days' ORDER BY source_synced_at ASC;"""
+HEALTH = "SELECT * FROM analytics.athlete_sync_health;"
+
+
+def main() -> int:
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show Amharic still shows the rest
+    for name in SIGNALS:
+        signal.signal(name, stop_at_signal)
+    options = read_command_line()
+    try:
+        stop_kept_servers()
+        if not options.stop:
+            show(options.keep)
+        return 0
+    except subprocess.CalledProcessError as problem:
+        print("demo: %s failed: %s" % (Path(problem.cmd[0]).name, (problem.stderr or problem.output).strip()),
+              file=sys.stderr)
+    except (OSError, RuntimeError) as problem:
+        print("demo: %s" % problem, file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\ndemo: stopped; its servers and their folder are gone", file=sys.stderr)
+        return 130
+    return 1
+
+
+def stop_at_signal(*_: Any) -> None:
+    for name in SIGNALS:
+        signal.signal(name, signal.SIG_IGN)  # a second Ctrl-C shall not interrupt the cleaning up
+    raise KeyboardInterrupt
+
+
+def read_command_line() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", action="store_true", help="leave the servers running, write .env.demo")
+    parser.add_argument("--stop", action="store_true", help="stop and delete servers that --keep has left")
+    return parser.parse_args()
+
+
+# ---------------------------------------------------------------------------------------------
+# What it shows
+# ---------------------------------------------------------------------------------------------
+
+
+def show(keep: bool) -> None:
+    started = time.monotonic()
+    with two_servers(keep) as lab:
+        version = lab.app.psql("-Atc", "SHOW server_version").strip()
+        print("Two Postgres servers, version %s, started in %.1f s: app on port %d, warehouse on port %d."
+              % (version, time.monotonic() - started, lab.app.port, lab.warehouse.port))
+        show_set_up(lab)
+        show_three_runs(lab)
+        show_answers(lab.warehouse)
+        if keep:
+            write_env_file(lab)
+            show_what_next(lab)
+    if not keep:
+        print("\nServers stopped and deleted. To look around yourself: make demo KEEP=1. For real: README.md.")
+
+
+def show_set_up(lab: Lab) -> None:
+    says = lab.set_up()
+    headline("Set-up, once, as each database's superuser")
+    for server, file, password, answer in ((lab.app, "app_readonly", "app_password", says[0]),
+                                           (lab.warehouse, "warehouse_setup", "writer_password", says[1])):
+        print("$ psql -h localhost -p %d -d %s -f sql/%s.sql -v %s=…"
+              % (server.port, server.name, file, password))
+        print(answer.strip())
+
+
+def show_three_runs(lab: Lab) -> None:
+    fill_app(lab.app, ATHLETES, SEED)
+    headline("First load: {:,} athletes, names in fifteen scripts".format(ATHLETES))
+    run_script(lab)
+
+    lab.warehouse.psql("-c", THREE_DAYS_PASS)
+    lab.app.psql("-c", UPDATE_APP)
+    fill_app(lab.app, 25, SEED, first=ATHLETES + 1)
+    headline("Three days later (the demo set the clock): 50 have a new name, 25 are new, 3 have gone")
+    run_script(lab)
+
+    lab.app.psql("-c", UPDATE_APP_AGAIN)
+    headline("More new names. A dry run tells what a sync would do, and leaves everything as it is")
+    run_script(lab, "--dry-run")
+
+
+def show_answers(warehouse: Server) -> None:
+    headline("What the warehouse says: the monitoring queries of README.md")
+    for query in (COUNT, RECENT, STALE, HEALTH):
+        print("warehouse=> " + query, end="  " if query == COUNT else "\n")
+        answer = warehouse.psql("-At" if query == COUNT else "-Pfooter=off", "-c", query)
+        print(keep_columns_apart(answer).strip("\n"))
+
+
+def headline(text: str) -> None:
+    print("\n-- %s" % text)
+
+
+def keep_columns_apart(table: str) -> str:
+    """A mark after names written right to left, or terminals that know about them move the next column."""
+    return re.sub("([\u0590-\u08ff])( *\\|)", "\\1\u200e\\2", table)
+
+
+def run_script(lab: Lab, *arguments: str) -> None:
+    """Run the script as a user would, with a settings file of the demo's own: .env may name real databases."""
+    env_file = lab.app.folder / ".env"
+    env_file.write_text(env_text(lab.settings()), encoding="utf-8")
+    print("$ " + " ".join(("python", str(SCRIPT.relative_to(PROJECT))) + arguments), flush=True)
+    command = [python(), str(SCRIPT), "--env-file", str(env_file)] + list(arguments)
+    output = subprocess.run(command, env=environment_without_settings(), cwd=str(PROJECT), check=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8").stdout
+    for line in output.splitlines():
+        without_date = re.sub(r"^\d{4}-\d\d-\d\dT", "", line)  # so that the line fits
+        print(textwrap.fill(without_date, COLUMNS, subsequent_indent="    "))
+
+
+def environment_without_settings() -> Dict[str, str]:
+    return {name: value for name, value in os.environ.items()
+            if not name.startswith(("APP_", "WH_", "SYNC_", "PG"))}
+
+
+# ---------------------------------------------------------------------------------------------
+# Servers that stay
+# ---------------------------------------------------------------------------------------------
+
+
+def env_text(settings: Dict[str, str]) -> str:
+    return "".join('%s="%s"\n' % (name, value.replace("\\", "\\\\").replace('"', '\\"'))
+                   for name, value in settings.items())
+
+
+def write_env_file(lab: Lab) -> None:
+    where = {"DEMO_FOLDER": str(lab.app.folder), "DEMO_BINDIR": str(lab.app.bindir)}
+    ENV_FILE.touch(mode=0o600)
+    ENV_FILE.write_text("# Written by make demo KEEP=1; make demo-stop removes it.\n"
+                        + env_text(dict(lab.settings(), **where)), encoding="utf-8")
+
+
+def show_what_next(lab: Lab) -> None:
+    print("\nBoth servers go on running, and .env.demo says where. For example:")
+    for server in (lab.app, lab.warehouse):
+        print("  %s postgresql://postgres:%s@127.0.0.1:%d/%s" % (
+            shlex.quote(short(server.bindir / "psql")), SUPERUSER_PASSWORD, server.port, server.name))
+    print("  %s %s --env-file .env.demo" % (shlex.quote(short(Path(python()))), SCRIPT.relative_to(PROJECT)))
+    print("  make sync ARGS='--env-file .env.demo --dry-run'")
+    print("  make demo-stop")
+
+
+def short(path: Path) -> str:
+    """Relative to the project where that is possible: the commands are typed there."""
+    try:
+        return str(path.relative_to(PROJECT))
+    except ValueError:
+        return str(path)
+
+
+def stop_kept_servers() -> None:
+    if not ENV_FILE.exists():
+        return
+    found = dict(re.findall(r'^(DEMO_\w+)="(.*)"$', ENV_FILE.read_text(encoding="utf-8"), re.MULTILINE))
+    if "DEMO_FOLDER" not in found:
+        raise RuntimeError(".env.demo is not the demo's own; give it another name")
+    folder = Path(found["DEMO_FOLDER"])
+    if folder.name.startswith("athlete-sync-") and folder.is_dir():
+        remove([Server(side, folder, Path(found["DEMO_BINDIR"]), {}) for side in ("app", "warehouse")], folder)
+    ENV_FILE.unlink()
+    print("Stopped and deleted the servers that an earlier demo had left running.")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
