@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -63,9 +64,10 @@ class Server:
 
     def control(self, program: str, *arguments: Any) -> None:
         """Run initdb or pg_ctl, which refuse to run as root, as somebody else if we are."""
-        with tempfile.TemporaryFile() as output:  # a server would hold a pipe open for ever
+        with signals_held(), tempfile.TemporaryFile() as output:  # a server would hold a pipe open for ever
             done = subprocess.run([str(self.bindir / program)] + [str(a) for a in arguments], cwd=str(self.folder),
-                                  stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=leave_root())
+                                  stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=leave_root(),
+                                  start_new_session=True)
             if done.returncode:
                 output.seek(0)
                 server_log = self.log.read_text(errors="replace") if self.log.exists() else ""
@@ -120,6 +122,19 @@ def copy_for_everybody(package: Path, folder: Path) -> Path:
             mode = path.stat().st_mode
             path.chmod(mode | (mode & 0o500) >> 6)  # what its owner may, but for writing
     return folder / package.name
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Ctrl-C waits for initdb and pg_ctl, a second or two: half a server cannot be stopped."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def leave_root() -> Any:
