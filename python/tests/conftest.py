@@ -30,6 +30,8 @@ from lab.servers import READER_PASSWORD, SCRIPT, SUPERUSER_PASSWORD, WRITER_PASS
 
 HISTORY = "analytics.athlete_sync_run"
 LONG_AGO = "2020-01-01 00:00:00+00"
+RESULT_KEYS = ("result exit_code mode dry_run source inserted updated unchanged missing rejected repeated "
+               "seconds rejects message").split()
 RUN_MAY_TAKE = 60  # seconds; a run that takes longer is stuck, and the test shall say so
 
 ANN, BOB, CAT, DAN = ("00000000-0000-4000-8000-00000000000" + last for last in "abcd")
@@ -206,11 +208,11 @@ class World:
             runs.append(finish(self.start(*flags, **settings)))
         return runs[0]
 
-    def start(self, *flags, command=(sys.executable, str(SCRIPT)), **settings):
+    def start(self, *flags, command=(sys.executable, str(SCRIPT)), stderr=subprocess.PIPE, **settings):
         """Start the script and return the process; end it with finish(). It is killed when the test ends."""
         process = subprocess.Popen(
             list(command) + self.arguments(*flags), env=self.environment(settings), cwd=os.sep,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr)
         self.started.append(process)
         return process
 
@@ -262,14 +264,17 @@ class World:
             self.check_secrets(run, settings)
 
     def check_numbers(self, run):
-        if not run.out.strip().startswith("{") or run.result["result"] != "ok":
+        if not run.out.strip().startswith("{"):
             return
         known = run.result
+        assert (list(known), known["exit_code"]) == (RESULT_KEYS, run.code)
+        if known["result"] != "ok":
+            return
         assert known["source"] == sum(known[key] for key in (
             "inserted", "updated", "unchanged", "rejected", "repeated")), run
 
     def check_secrets(self, run, settings):
-        secrets = {READER_PASSWORD, WRITER_PASSWORD, settings.get("APP_PASSWORD"), settings.get("WH_PASSWORD")}
+        secrets = {READER_PASSWORD, WRITER_PASSWORD, *(settings.get(p + "_PASSWORD") for p in ("APP", "WH"))}
         names = {name for name, in self.app.sql('SELECT name FROM public."User"') if len(name or "") > 5}
         for secret in (secrets | names) - {None, ""}:
             assert secret not in run.out + run.err, "printed: %r" % secret
