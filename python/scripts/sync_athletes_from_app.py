@@ -57,8 +57,8 @@ try:
     from dotenv import dotenv_values
     from psycopg2 import sql
 except ImportError as missing:  # an uncaught ImportError would exit 1 too, but with a traceback
-    raise SystemExit("ERROR %s. Next: make install (or: pip install -r python/requirements.txt). "
-                     "Exit code 1." % missing)
+    raise SystemExit("ERROR packages: %s. Next: make install, or: "
+                     "pip install -r python/requirements.txt (exit code 1)" % missing)
 
 VERSION = "1.0.0"
 PROJECT = Path(__file__).resolve().parents[2]
@@ -80,8 +80,7 @@ class SyncProblem(Exception):
         self.code, self.side, self.what, self.next_step = code, side, what, next_step
 
     def __str__(self) -> str:
-        return "%s: %s. Next: %s. Exit code %d." % (
-            self.side, self.what.rstrip(". "), self.next_step.rstrip(". "), self.code)
+        return "%s: %s. Next: %s (exit code %d)" % (self.side, self.what, self.next_step, self.code)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -137,6 +136,12 @@ def read_count(text: str) -> int:
     return int(text)
 
 
+def read_percent(text: str) -> int:
+    if not text.isdigit() or int(text) > 100:
+        raise ValueError("must be a whole number from 0 to 100")
+    return int(text)
+
+
 def read_refresh(text: str) -> str:
     """Return `always`, `never`, or a span of time as Postgres reads an interval."""
     units = {"m": "minutes", "h": "hours", "d": "days"}
@@ -182,6 +187,8 @@ SETTINGS = side_settings("APP", "app") + side_settings("WH", "warehouse") + [
     Setting("SYNC_CONNECT_TIMEOUT", "10", read_count, "seconds one attempt to connect may take"),
     Setting("SYNC_CONNECT_ATTEMPTS", "3", read_count, "attempts to connect; waits between them grow"),
     Setting("SYNC_DEADLINE", "3600", read_count, "seconds a run may live, whatever the network does"),
+    Setting("SYNC_MAX_UPDATED_PERCENT", "50", read_percent,
+            "a run that would rename more of the dimension's athletes is refused"),
     Setting("SYNC_REFRESH", "always", read_refresh,
             "when an unchanged athlete is stamped again: always, after a time (30m, 12h, 2d), or never"),
 ]
@@ -251,6 +258,8 @@ def read_env_file(env_file: Optional[str]) -> Dict[str, Optional[str]]:
     path = Path(env_file) if env_file else PROJECT / ".env"
     if not env_file and not path.exists():
         return {}
+    if os.name == "posix" and path.exists() and path.stat().st_mode & 0o077:
+        log.warning("settings: others may read %s; chmod 600 %s", path, path)
     try:
         with path.open(encoding="utf-8-sig") as lines:  # editors on Windows write a byte order mark
             # Without interpolation: a $ in a password is a $.
@@ -522,8 +531,9 @@ def sync(settings: Settings, options: argparse.Namespace, report: Report, watchd
             staged = stream_athletes(app, warehouse, report)
             app.close()
             athletes = settle_duplicates(warehouse, staged, report)
-            refuse_accidents(report, options)
+            refuse_rejects(report, options)
             rows_to_write = compare_with_dimension(warehouse, athletes, report)
+            refuse_renaming_spree(report, settings, options)
             upsert_athletes(warehouse, rows_to_write)
             prove_agreement(warehouse)
         else:
@@ -618,11 +628,14 @@ def stream_athletes(app: Database, warehouse: Database, report: Report) -> Stage
     it holds 64 kB, then makes the faster side wait; and a side that stops closes it, which the
     other one notices.
     """
+    any_bytes = app.encoding() == "SQL_ASCII"
+    if any_bytes:  # asked for UTF-8, such a server would stop at the first name that is not
+        app.run("SET LOCAL client_encoding TO 'SQL_ASCII'")
     read_end, write_end = os.pipe()
     with open(read_end, "rb", CHUNK_BYTES) as extracted, ThreadPoolExecutor(1) as pool, \
             progress_bar(report) as bar:
         extraction = pool.submit(extract_athletes, app, write_end)
-        judged = JudgedRows(extracted, extraction, report, app.encoding() == "SQL_ASCII", bar)
+        judged = JudgedRows(extracted, extraction, report, any_bytes, bar)
         try:
             rows = warehouse.copy(LOAD_STAGING, judged)
         except SyncProblem as problem:
@@ -658,14 +671,14 @@ class JudgedRows:
     """The file that COPY ... FROM STDIN reads: the extracted rows less those that were rejected."""
 
     def __init__(self, extracted: BinaryIO, extraction: "Future[int]", report: Report,
-                 encoding_is_unchecked: bool, bar: Any):
+                 any_bytes: bool, bar: Any):
         self.extracted, self.extraction, self.report, self.bar = extracted, extraction, report, bar
-        self.encoding_is_unchecked = encoding_is_unchecked
+        self.any_bytes = any_bytes
         self.failure: Optional[BaseException] = None
+        self.rows = self.rejected = 0
         self.all_canonical = True
         self.begun_line = b""
         self.good_rows = io.BytesIO()
-        report.source = report.rejected = 0
 
     def read(self, size: int) -> bytes:
         """Return up to `size` bytes, b"" at the end. psycopg2 hides what is raised here; `failure` keeps it."""
@@ -695,14 +708,14 @@ class JudgedRows:
 
     def judge(self, lines: bytes) -> bytes:
         """Count the rows, note the rejected, and return the lines that may be staged."""
-        rows = judge_rows(lines, self.encoding_is_unchecked)
-        self.report.source += len(rows)
+        rows = judge_rows(lines, self.any_bytes)
+        self.rows += len(rows)
         self.all_canonical &= rows["is_canonical"].all()
         self.bar.update(len(rows))
         if rows["is_good"].all():
             return lines
         for row in rows[~rows["is_good"]].itertuples():
-            self.report.rejected += 1
+            self.rejected += 1
             self.report.reject(uuid_as_found(lines[row.start:row.end]), row.reason)
         # A row without a name is staged all the same: its athlete is not missing.
         return b"".join(lines[row.start:row.end + 1] for row in rows[rows["is_uuid"]].itertuples())
@@ -710,9 +723,10 @@ class JudgedRows:
     def check_completeness(self) -> None:
         """Raise what ended the extraction early; a closed pipe alone looks like a normal end."""
         rows_sent = self.extraction.result()
-        if rows_sent != self.report.source or self.begun_line:
-            raise SyncProblem(SQL_OR_DATA, "app", "sent %d rows of which %d arrived" % (
-                rows_sent, self.report.source), "run again; if it stays, report it")
+        if rows_sent != self.rows or self.begun_line:
+            raise SyncProblem(SQL_OR_DATA, "app", "sent %d rows of which %d arrived" % (rows_sent, self.rows),
+                              "run again; if it stays, report it")
+        self.report.source, self.report.rejected = self.rows, self.rejected
 
 
 # What the eye checks in a uuid as Postgres prints it, 36 characters and the tab after them: lower-case
@@ -728,7 +742,7 @@ CANONICAL_UUID = np.array([2 if place in (8, 13, 18, 23) else 1 for place in ran
 ANY_UUID = re.compile(rb"(\{)?(?:[0-9a-fA-F]{4}-?){7}[0-9a-fA-F]{4}(?(1)\})\t")
 
 
-def judge_rows(lines: bytes, encoding_is_unchecked: bool) -> pd.DataFrame:
+def judge_rows(lines: bytes, any_bytes: bool) -> pd.DataFrame:
     """Judge COPY text, a row a line.
 
     `start` and `end` are the line's place in `lines`, without its newline; `is_canonical` says
@@ -749,13 +763,13 @@ def judge_rows(lines: bytes, encoding_is_unchecked: bool) -> pd.DataFrame:
             for before, character in ((3, "\t"), (2, "\\"), (1, "N"))]
     rows["is_good"] = rows["is_uuid"] & ~np.logical_and.reduce(tail)
     rows["reason"] = np.where(rows["is_uuid"], "name is NULL", "uuid is not a uuid")
-    if encoding_is_unchecked and not is_utf8(lines):
+    if any_bytes and not is_utf8(lines):
         reject_broken_text(rows, lines)
     return rows
 
 
 def reject_broken_text(rows: pd.DataFrame, lines: bytes) -> None:
-    """An app database in SQL_ASCII may hold any bytes; one bad name must not stop all the others."""
+    """A database in SQL_ASCII may hold any bytes; one bad name must not stop all the others."""
     for row in rows.itertuples():
         if not is_utf8(lines[row.start:row.end]):
             rows.at[row.Index, "is_uuid"] = rows.at[row.Index, "is_good"] = False
@@ -770,9 +784,16 @@ def is_utf8(text: bytes) -> bool:
         return False
 
 
+COPY_ESCAPES = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v"}
+
+
 def uuid_as_found(line: bytes) -> Optional[str]:
+    """Undo COPY's escapes, so that the row can be found again; at most 100 characters."""
     uuid = line.split(b"\t")[0]
-    return None if uuid == b"\\N" else uuid.decode(errors="replace")[:100]
+    if uuid == b"\\N":
+        return None
+    plain = re.sub(rb"\\(.)", lambda escape: COPY_ESCAPES.get(escape.group(1), escape.group(1)), uuid)
+    return plain.decode(errors="replace")[:100]
 
 
 class Athletes(NamedTuple):
@@ -809,14 +830,15 @@ def settle_duplicates(warehouse: Database, staged: Staged, report: Report) -> At
     return Athletes(seen, named)
 
 
-def refuse_accidents(report: Report, options: argparse.Namespace) -> None:
-    if report.rejected:
-        first = report.rejects[0]
-        log.warning("app: %d rows rejected, such as uuid %s: %s; --json lists up to %d",
-                    report.rejected, ascii(first["uuid"]), first["reason"], report.MOST_REJECTS)
-        if options.strict:
-            raise SyncProblem(SQL_OR_DATA, "app", "%d rows rejected, and --strict allows none" % report.rejected,
-                              "mend them in the app (--dry-run --json lists them), or leave --strict out")
+def refuse_rejects(report: Report, options: argparse.Namespace) -> None:
+    """Warn of rejected rows; with --strict raise SyncProblem (data)."""
+    if not report.rejected:
+        return
+    log.warning("app: %d rows rejected, such as uuid %s: %s; --json lists up to %d", report.rejected,
+                ascii(report.rejects[0]["uuid"]), report.rejects[0]["reason"], report.MOST_REJECTS)
+    if options.strict:
+        raise SyncProblem(SQL_OR_DATA, "app", "%d rows rejected, and --strict allows none" % report.rejected,
+                          "--dry-run --json lists them; mend them in the app, or leave --strict out")
 
 
 def compare_with_dimension(warehouse: Database, athletes: Athletes, report: Report) -> RowsToWrite:
@@ -836,6 +858,31 @@ def compare_with_dimension(warehouse: Database, athletes: Athletes, report: Repo
     log.info("warehouse: %d new, %d renamed, %d unchanged, %d missing from the app",
              inserted, renamed, report.unchanged, report.missing)
     return RowsToWrite(STAGING if stamp_all else CHANGES, to_write)
+
+
+def refuse_renaming_spree(report: Report, settings: Settings, options: argparse.Namespace) -> None:
+    """Refuse what looks like an accident: a wrong column or database renames nearly everybody.
+
+    Raises SyncProblem (data), unless --allow-updates names a ceiling that holds.
+    """
+    in_dimension = report.missing + report.updated + report.unchanged
+    percent = settings["SYNC_MAX_UPDATED_PERCENT"]
+    allowed = options.allow_updates
+    if allowed is None:
+        if in_dimension < FEWEST_TO_GUARD or report.updated * 100 <= percent * in_dimension:
+            return
+        limit = "SYNC_MAX_UPDATED_PERCENT=%d" % percent
+    elif report.updated <= allowed:
+        return
+    else:
+        limit = "--allow-updates %d" % allowed
+    raise SyncProblem(
+        SQL_OR_DATA, "warehouse", "refused: %d of %d athletes would be renamed, more than %s allows, which "
+        "looks like a wrong column, table or database" % (report.updated, in_dimension, limit),
+        "look with --dry-run; if it is meant, run with --allow-updates %d" % report.updated)
+
+
+FEWEST_TO_GUARD = 20
 
 
 class RowsToWrite(NamedTuple):
@@ -1118,64 +1165,92 @@ class Trouble(NamedTuple):
     may_heal: bool = False
 
 
-# By SQLSTATE, else by its first two characters (https://www.postgresql.org/docs/current/errcodes-appendix.html).
+AGAIN = "run it again; if it stays, look at the server's log"
+
+# By SQLSTATE, else by its first two characters: postgresql.org/docs/current/errcodes-appendix.html
 TROUBLES = {
-    "21000": Trouble(SQL_OR_DATA, "the app holds one uuid twice in spite of its unique index", "REINDEX that index in the app, then look for the repeats"),
-    "08": Trouble(CONNECTION, "the connection was lost", "run it again; if it stays, look at the server's log and the network"),
-    "22021": Trouble(SQL_OR_DATA, "text is not valid in the database's encoding", "SHOW server_encoding; it should be UTF8"),
-    "22P05": Trouble(SQL_OR_DATA, "a character does not exist in the database's encoding", "SHOW server_encoding; it should be UTF8"),
-    "23": Trouble(SQL_OR_DATA, "a constraint of {table} refuses a row", "look at the constraints: psql -c '\\d+ {table}' {database}"),
-    "25006": Trouble(SQL_OR_DATA, "the database is read-only", "point {prefix}_HOST at the primary, or look at default_transaction_read_only"),
-    "28": Trouble(CONNECTION, "the login was refused", "check {prefix}_USER and {prefix}_PASSWORD, and pg_hba.conf on the server"),
+    "08": Trouble(CONNECTION, "the connection was lost", AGAIN),
+    "21000": Trouble(SQL_OR_DATA, "the app holds one uuid twice in spite of its unique index",
+                     "REINDEX TABLE that table in the app, and mend the repeats it then names"),
+    "22021": Trouble(SQL_OR_DATA, "text is not valid in the database's encoding",
+                     "psql -c 'SHOW server_encoding' {database}; it should be UTF8"),
+    "22P05": Trouble(SQL_OR_DATA, "a character does not exist in the database's encoding",
+                     "psql -c 'SHOW server_encoding' {database}; it should be UTF8"),
+    "23": Trouble(SQL_OR_DATA, "a constraint refuses a row", "psql -c '\\d+ {table}' {database}"),
+    "25006": Trouble(SQL_OR_DATA, "the database is read-only",
+                     "point {prefix}_HOST at the primary, or look at default_transaction_read_only"),
+    "28": Trouble(CONNECTION, "the login was refused",
+                  "check {prefix}_USER and {prefix}_PASSWORD, and pg_hba.conf on the server"),
     "3D000": Trouble(CONNECTION, "the database does not exist", "check {prefix}_DB"),
-    "3F000": Trouble(SQL_OR_DATA, "the schema does not exist", "check {prefix}_TABLE and {prefix}_DB, or run: {setup}"),
-    "40001": Trouble(SQL_OR_DATA, "the server could not keep the snapshot", "run it again; on a standby raise max_standby_streaming_delay"),
+    "3F000": Trouble(SQL_OR_DATA, "the schema does not exist",
+                     "check {prefix}_TABLE and {prefix}_DB, or run: {setup}"),
+    "40001": Trouble(SQL_OR_DATA, "the server could not keep the snapshot",
+                     "run it again; on a standby, raise max_standby_streaming_delay"),
     "40P01": Trouble(SQL_OR_DATA, "deadlock with another session", "run it again"),
     "42501": Trouble(SQL_OR_DATA, "a privilege is missing", "as the owner, in {database}: {grants}"),
     "42703": Trouble(SQL_OR_DATA, "a column does not exist", "{columns}"),
-    "42P01": Trouble(SQL_OR_DATA, "the table does not exist", "check {prefix}_TABLE (a mixed-case name is quoted: public.\"User\") and {prefix}_DB, or run: {setup}"),
-    "42P10": Trouble(SQL_OR_DATA, "the key has no unique index", "ALTER TABLE {table} ADD PRIMARY KEY (athlete_uuid);"),
+    "42P01": Trouble(SQL_OR_DATA, "the table does not exist",
+                     "check {prefix}_TABLE (mixed case is quoted: public.\"User\") and {prefix}_DB, or run: {setup}"),
+    "42P10": Trouble(SQL_OR_DATA, "the key has no unique index",
+                     "ALTER TABLE {table} ADD PRIMARY KEY (athlete_uuid);"),
     "53100": Trouble(SQL_OR_DATA, "the server's disk is full", "make room on the server"),
-    "53200": Trouble(SQL_OR_DATA, "the server is out of memory", "look at the server's log"),
-    "53300": Trouble(CONNECTION, "the server has no connection free", "run it again, or raise max_connections", True),
-    "53400": Trouble(SQL_OR_DATA, "a limit of the server is reached", "raise the limit it names"),
-    "55P03": Trouble(SQL_OR_DATA, "another session holds a lock", "SELECT * FROM pg_stat_activity WHERE wait_event_type = 'Lock'; then run it again"),
-    "57014": Trouble(SQL_OR_DATA, "the statement was cancelled", "if it names a timeout, ALTER ROLE {user} SET statement_timeout = 0; otherwise run it again"),
-    "57": Trouble(CONNECTION, "the server ended the connection", "run it again once the server is up", True),
+    "53200": Trouble(SQL_OR_DATA, "the server is out of memory", AGAIN),
+    "53300": Trouble(CONNECTION, "the server has no connection free", "run it again, or raise max_connections"),
+    "53400": Trouble(SQL_OR_DATA, "a limit of the server is reached", "raise it for {user}: ALTER ROLE {user} SET ..."),
+    "55P03": Trouble(SQL_OR_DATA, "another session holds a lock",
+                     "SELECT * FROM pg_stat_activity WHERE state <> 'idle'; then run it again"),
+    "57014": Trouble(SQL_OR_DATA, "the statement was cancelled",
+                     "if a timeout is named: ALTER ROLE {user} SET statement_timeout = 0; then run it again"),
+    "57": Trouble(CONNECTION, "the server ended the connection", "run it again once the server is up"),
 }
-OTHER_TROUBLE = Trouble(SQL_OR_DATA, "the server refused the statement", "look at the server's log")
-LOST = Trouble(CONNECTION, "the connection was lost", "run it again; if it stays, look at the server's log and the network")
+REFUSED_STATEMENT = Trouble(SQL_OR_DATA, "the server refused the statement", AGAIN)
+LOST = TROUBLES["08"]
+
+NOT_THERE = ("check {prefix}_HOST and {prefix}_PORT, and that the server is up: "
+             "pg_isready -h {host} -p {port}")
+NO_ANSWER = Trouble(CONNECTION, "no answer in time",
+                    "check {prefix}_HOST, {prefix}_PORT and the firewall, or raise SYNC_CONNECT_TIMEOUT", True)
+NOT_UP = Trouble(CONNECTION, "the server is not up", "run it again once it is", True)
+HUNG_UP = Trouble(CONNECTION, "the server hung up", AGAIN, True)
+FULL = TROUBLES["53300"]._replace(may_heal=True)
 
 # Before the login libpq gives words only, no SQLSTATE. The first that fits counts.
 CONNECT_TROUBLES = [
-    ("refused", Trouble(CONNECTION, "nothing listens there", "check {prefix}_HOST and {prefix}_PORT, and that the server is up: pg_isready -h {host} -p {port}", True)),
-    ("timeout expired", Trouble(CONNECTION, "no answer in time", "check {prefix}_HOST, {prefix}_PORT and the firewall, or raise SYNC_CONNECT_TIMEOUT", True)),
-    ("timed out", Trouble(CONNECTION, "no answer in time", "check {prefix}_HOST, {prefix}_PORT and the firewall, or raise SYNC_CONNECT_TIMEOUT", True)),
-    ("starting up", Trouble(CONNECTION, "the server is starting up", "run it again once the server is up", True)),
-    ("shutting down", Trouble(CONNECTION, "the server is shutting down", "run it again once the server is up", True)),
-    ("too many", Trouble(CONNECTION, "the server has no connection free", "run it again, or raise max_connections", True)),
-    ("connection slots", Trouble(CONNECTION, "the server has no connection free", "run it again, or raise max_connections", True)),
-    ("closed the connection", Trouble(CONNECTION, "the server hung up", "look at the server's log", True)),
-    ("reset by peer", Trouble(CONNECTION, "the server hung up", "look at the server's log", True)),
-    ("translate host name", Trouble(CONNECTION, "unknown host", "check {prefix}_HOST; nslookup {host}")),
-    ("password", Trouble(CONNECTION, "the login was refused", "check {prefix}_USER and {prefix}_PASSWORD, or in psql: ALTER ROLE {user} WITH PASSWORD '...';")),
-    ("pg_hba.conf", Trouble(CONNECTION, "the server does not let this host, role or database in", "add a line to pg_hba.conf on the server, or set {prefix}_SSLMODE=require if it asks for TLS")),
-    ("certificate", Trouble(CONNECTION, "the server's certificate is not trusted", "set {prefix}_SSLROOTCERT to the authority's file, and {prefix}_HOST to the name in the certificate")),
-    ("SSL", Trouble(CONNECTION, "TLS could not be agreed on", "set {prefix}_SSLMODE=disable if the server has no TLS, =require if it insists on it")),
-    ("database", Trouble(CONNECTION, "the database does not exist", "check {prefix}_DB")),
+    ("refused", Trouble(CONNECTION, "nothing listens there", NOT_THERE, True)),
+    ("timeout expired", NO_ANSWER),
+    ("timed out", NO_ANSWER),
+    ("starting up", NOT_UP),
+    ("shutting down", NOT_UP),
+    ("not yet accepting", NOT_UP),
+    ("in recovery mode", NOT_UP),
+    ("too many", FULL),
+    ("connection slots", FULL),
+    ("closed the connection", HUNG_UP),
+    ("reset by peer", HUNG_UP),
+    ("translate host name", Trouble(CONNECTION, "unknown host", "check {prefix}_HOST: nslookup {host}")),
+    ("password", Trouble(CONNECTION, "the login was refused",
+                         "check {prefix}_USER and {prefix}_PASSWORD, or: ALTER ROLE {user} WITH PASSWORD '...';")),
+    ("pg_hba.conf", Trouble(CONNECTION, "the server does not let this host, role or database in",
+                            "add a line to its pg_hba.conf, or set {prefix}_SSLMODE=require if it asks for TLS")),
+    ("certificate", Trouble(CONNECTION, "the server's certificate is not trusted",
+                            "set {prefix}_SSLROOTCERT to its authority's file, and {prefix}_HOST to the name in it")),
+    ("SSL", Trouble(CONNECTION, "TLS could not be agreed on",
+                    "{prefix}_SSLMODE=disable if the server has no TLS, =require if it insists on it")),
+    ("database", TROUBLES["3D000"]),
     ("role", Trouble(CONNECTION, "the role does not exist", "check {prefix}_USER, or run: {setup}")),
 ]
-OTHER_REFUSAL = Trouble(CONNECTION, "the connection failed", "check the {prefix}_ settings: psql -h {host} -p {port} -U {user} {database}")
+OTHER_REFUSAL = Trouble(CONNECTION, "the connection failed",
+                        "see whether psql gets in: psql -h {host} -p {port} -U {user} {database}")
 
+SETUP = {"app": "psql -f sql/app_readonly.sql", "warehouse": "psql -f sql/warehouse_setup.sql"}
 GRANTS = {
     "app": "GRANT USAGE ON SCHEMA {schema} TO {user}; GRANT SELECT ON TABLE {table} TO {user};",
-    "warehouse": "GRANT TEMPORARY ON DATABASE {database} TO {user}; GRANT USAGE ON SCHEMA {schema} TO {user}; "
-                 "GRANT SELECT, INSERT, UPDATE ON TABLE {table} TO {user};",
+    "warehouse": "GRANT TEMPORARY ON DATABASE {database} TO {user}; GRANT USAGE ON SCHEMA {schema} TO {user};"
+                 " GRANT SELECT, INSERT, UPDATE ON TABLE {table} TO {user};",
 }
-SETUP = {"app": "psql -f sql/app_readonly.sql", "warehouse": "psql -f sql/warehouse_setup.sql"}
 COLUMNS = {
-    "app": "check APP_UUID_COLUMN and APP_NAME_COLUMN (in .env a mixed-case name is written '\"fullName\"')",
-    "warehouse": "{table} needs athlete_uuid, full_name and source_synced_at: psql -f sql/warehouse_setup.sql",
+    "app": "check APP_UUID_COLUMN and APP_NAME_COLUMN (in .env mixed case is written '\"fullName\"')",
+    "warehouse": "{table} needs athlete_uuid, full_name, source_synced_at; a new one: {setup}",
 }
 
 
@@ -1185,32 +1260,37 @@ def connect_trouble(error: Exception) -> Trouble:
 
 
 def explain_refusal(error: Exception, trouble: Trouble, endpoint: Endpoint, settings: Settings) -> SyncProblem:
-    lines = [line.strip() for line in str(error).splitlines() if not line.startswith("\t")]
-    # Server messages in another code page arrive as a UnicodeDecodeError (psycopg2 issue 1634).
-    words = "its refusal is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else lines[-1]
+    # A server's words in another code page arrive as a UnicodeDecodeError (psycopg2 issue 1634).
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith("\t")]
+    words = "its words are not UTF-8 text" if isinstance(error, UnicodeDecodeError) else lines[-1]
     return problem_of(trouble, words, endpoint, settings)
 
 
 def explain_error(error: psycopg2.Error, database: Database) -> SyncProblem:
     state = error.pgcode
     if state:
-        trouble = TROUBLES.get(state) or TROUBLES.get(state[:2]) or OTHER_TROUBLE
-        words = "%s [%s]" % (error.diag.message_primary, state)
+        trouble = TROUBLES.get(state) or TROUBLES.get(state[:2]) or REFUSED_STATEMENT
+        words = "%s [%s]" % (server_words(error), state)
     else:  # it did not come from the server
-        trouble, words = LOST, "%s; %s" % (first_line(error), database.watchdog.outcome)
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        trouble, words = LOST, "%s; %s" % (first_line, database.watchdog.outcome)
     return problem_of(trouble, words, database.endpoint, database.settings)
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def server_words(error: psycopg2.Error) -> str:
+    """Return the server's message, unless it may quote a row: bad data (class 22), or a trigger's RAISE."""
+    may_quote = error.pgcode[:2] == "22" and error.pgcode not in TROUBLES
+    if may_quote or error.diag.source_function == "exec_stmt_raise":
+        return "(withheld, for it may quote a name; it is in the server's log)"
+    return error.diag.message_primary
 
 
 def problem_of(trouble: Trouble, words: str, endpoint: Endpoint, settings: Settings) -> SyncProblem:
-    side, libpq = endpoint.side, dict(endpoint.libpq)
+    side, libpq = endpoint.side, endpoint.libpq
     table = settings["APP_TABLE" if side == "app" else "WH_TABLE"]
     names = {
         "prefix": endpoint.prefix, "setup": SETUP[side], "table": table.spelling,
-        "schema": quoted(table.identifier.strings[0]) if len(table.identifier.strings) > 1 else "public",
+        "schema": quoted(table.identifier.strings[-2]) if len(table.identifier.strings) > 1 else "public",
         "user": quoted(libpq.get("user", "?")), "database": quoted(libpq.get("dbname", "?")),
         "host": libpq.get("host", "?"), "port": libpq.get("port", 5432),
     }
@@ -1249,6 +1329,8 @@ def read_command_line(argv: Optional[List[str]], report: Report) -> argparse.Nam
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="do it all, report it, and roll back")
     parser.add_argument("--strict", action="store_true", help="refuse the run if any row is rejected")
+    parser.add_argument("--allow-updates", metavar="N", type=int,
+                        help="let up to N athletes be renamed, whatever SYNC_MAX_UPDATED_PERCENT says")
     parser.add_argument("--env-file", metavar="PATH", help="read settings from here, not from .env")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     loudness = parser.add_mutually_exclusive_group()
