@@ -28,12 +28,12 @@ test: .venv/installed-dev  ## the whole suite on two throwaway Postgres servers;
 	.venv/bin/python -m pytest $(TESTS) $(ARGS)
 
 lint: .venv/installed-dev  ## ruff, and vermin for Python 3.7
-	.venv/bin/python -m ruff check python
+	.venv/bin/python -m ruff check --isolated --select E4,E7,E9,F,W --ignore E402 python
 	.venv/bin/vermin -q -t=3.7- --no-tips --violations python
 
 clean:  ## delete .venv, caches and a kept demo; .env and logs stay
 	@if [ -f .env.demo ]; then $(PYTHON) python/lab/demo.py --stop; fi
-	rm -rf .venv .pytest_cache .ruff_cache .coverage*
+	rm -rf .venv .pytest_cache .ruff_cache .coverage .coverage.*
 	find python -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help install sync demo demo-stop test lint clean

