@@ -56,7 +56,8 @@ try:
     import psycopg2.extensions
     from dotenv import dotenv_values
     from psycopg2 import sql
-except ImportError as missing:  # an uncaught ImportError would exit 1 too, but with a traceback
+    from tqdm import tqdm
+except Exception as missing:  # a pandas built for another numpy raises ValueError, for one
     raise SystemExit("ERROR packages: %s. Next: make install, or: "
                      "pip install -r python/requirements.txt (exit code 1)" % missing)
 
@@ -154,9 +155,13 @@ def read_refresh(text: str) -> str:
 
 def read_url(text: str) -> Dict[str, str]:
     try:
-        return psycopg2.extensions.parse_dsn(text)
-    except psycopg2.Error:  # libpq's own words quote the part it tripped over: the password
-        raise ValueError("not a libpq URL; write @ : / ? # % of a password as %40 %3A %2F %3F %23 %25")
+        libpq = psycopg2.extensions.parse_dsn(text)
+        for port in libpq.get("port", "5432").split(","):
+            read_port(port)
+    except (psycopg2.Error, ValueError):  # libpq's own words quote what it tripped over: the password
+        raise ValueError("is not a libpq URL; in a password write "
+                         "@ : / ? # % as %40 %3A %2F %3F %23 %25") from None
+    return libpq
 
 
 class Setting(NamedTuple):
@@ -258,7 +263,7 @@ def read_env_file(env_file: Optional[str]) -> Dict[str, Optional[str]]:
     path = Path(env_file) if env_file else PROJECT / ".env"
     if not env_file and not path.exists():
         return {}
-    if os.name == "posix" and path.exists() and path.stat().st_mode & 0o077:
+    if os.name == "posix" and path.is_file() and path.stat().st_mode & 0o077:
         log.warning("settings: others may read %s; chmod 600 %s", path, path)
     try:
         with path.open(encoding="utf-8-sig") as lines:  # editors on Windows write a byte order mark
@@ -267,7 +272,7 @@ def read_env_file(env_file: Optional[str]) -> Dict[str, Optional[str]]:
     except (OSError, UnicodeDecodeError) as problem:
         reason = getattr(problem, "strerror", None) or "it is not UTF-8 text"
         raise SyncProblem(CONFIGURATION, "settings", "cannot read %s: %s" % (path, reason),
-                          "make it a readable UTF-8 file, or name another with --env-file")
+                          "make it a readable UTF-8 file, or name another with --env-file") from problem
 
 
 def read_endpoint(side: str, prefix: str, values: Dict[str, Any], problems: List[str]) -> Endpoint:
@@ -583,13 +588,9 @@ class Report:
         log.error("%s", problem)
 
     def say_result(self) -> None:
-        if self.quiet and self.exit_code == OK:
-            return
         line = self.json_line() if self.as_json else self.text_line()
-        try:
-            print(line, flush=True)
-        except OSError:  # whoever read stdout has gone; the exit code still tells
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        write_or_forget(sys.stdout, "" if self.quiet and self.exit_code == OK else line + "\n")
+        write_or_forget(sys.stderr, "")
 
     def text_line(self) -> str:
         counts = ("source", "inserted", "updated", "unchanged", "missing", "rejected")
@@ -681,7 +682,7 @@ class JudgedRows:
         self.good_rows = io.BytesIO()
 
     def read(self, size: int) -> bytes:
-        """Return up to `size` bytes, b"" at the end. psycopg2 hides what is raised here; `failure` keeps it."""
+        """Return up to `size` bytes, b"" at the end. psycopg2 hides what is raised here; we keep it."""
         try:
             slice_ = self.good_rows.read(size)
             while not slice_ and self.load_chunk():
@@ -1000,7 +1001,8 @@ class Database:
     """One side's open connection. Whatever goes wrong here is raised as a SyncProblem of that side."""
 
     def __init__(self, endpoint: Endpoint, connection: Any, settings: Settings, watchdog: Watchdog):
-        self.endpoint, self.connection, self.settings, self.watchdog = endpoint, connection, settings, watchdog
+        self.endpoint, self.connection = endpoint, connection
+        self.settings, self.watchdog = settings, watchdog
 
     def run(self, statement: str, **values: Any) -> Any:
         """Run one of the SQL constants. Values that are SQL fill {placeholders}, others %(parameters)s."""
@@ -1190,13 +1192,16 @@ TROUBLES = {
     "42501": Trouble(SQL_OR_DATA, "a privilege is missing", "as the owner, in {database}: {grants}"),
     "42703": Trouble(SQL_OR_DATA, "a column does not exist", "{columns}"),
     "42P01": Trouble(SQL_OR_DATA, "the table does not exist",
-                     "check {prefix}_TABLE (mixed case is quoted: public.\"User\") and {prefix}_DB, or run: {setup}"),
+                     "check {prefix}_TABLE (mixed case is quoted: public.\"User\") and {prefix}_DB, "
+                     "or run: {setup}"),
     "42P10": Trouble(SQL_OR_DATA, "the key has no unique index",
                      "ALTER TABLE {table} ADD PRIMARY KEY (athlete_uuid);"),
     "53100": Trouble(SQL_OR_DATA, "the server's disk is full", "make room on the server"),
     "53200": Trouble(SQL_OR_DATA, "the server is out of memory", AGAIN),
-    "53300": Trouble(CONNECTION, "the server has no connection free", "run it again, or raise max_connections"),
-    "53400": Trouble(SQL_OR_DATA, "a limit of the server is reached", "raise it for {user}: ALTER ROLE {user} SET ..."),
+    "53300": Trouble(CONNECTION, "the server has no connection free",
+                     "run it again, or raise max_connections"),
+    "53400": Trouble(SQL_OR_DATA, "a limit of the server is reached",
+                     "raise it for the role: ALTER ROLE {user} SET ..."),
     "55P03": Trouble(SQL_OR_DATA, "another session holds a lock",
                      "SELECT * FROM pg_stat_activity WHERE state <> 'idle'; then run it again"),
     "57014": Trouble(SQL_OR_DATA, "the statement was cancelled",
@@ -1209,7 +1214,8 @@ LOST = TROUBLES["08"]
 NOT_THERE = ("check {prefix}_HOST and {prefix}_PORT, and that the server is up: "
              "pg_isready -h {host} -p {port}")
 NO_ANSWER = Trouble(CONNECTION, "no answer in time",
-                    "check {prefix}_HOST, {prefix}_PORT and the firewall, or raise SYNC_CONNECT_TIMEOUT", True)
+                    "check {prefix}_HOST, {prefix}_PORT and the firewall, or raise SYNC_CONNECT_TIMEOUT",
+                    True)
 NOT_UP = Trouble(CONNECTION, "the server is not up", "run it again once it is", True)
 HUNG_UP = Trouble(CONNECTION, "the server hung up", AGAIN, True)
 FULL = TROUBLES["53300"]._replace(may_heal=True)
@@ -1229,11 +1235,13 @@ CONNECT_TROUBLES = [
     ("reset by peer", HUNG_UP),
     ("translate host name", Trouble(CONNECTION, "unknown host", "check {prefix}_HOST: nslookup {host}")),
     ("password", Trouble(CONNECTION, "the login was refused",
-                         "check {prefix}_USER and {prefix}_PASSWORD, or: ALTER ROLE {user} WITH PASSWORD '...';")),
+                         "check {prefix}_USER and {prefix}_PASSWORD, or: "
+                         "ALTER ROLE {user} WITH PASSWORD '...';")),
     ("pg_hba.conf", Trouble(CONNECTION, "the server does not let this host, role or database in",
-                            "add a line to its pg_hba.conf, or set {prefix}_SSLMODE=require if it asks for TLS")),
+                            "add a line to its pg_hba.conf, or {prefix}_SSLMODE=require if it asks for TLS")),
     ("certificate", Trouble(CONNECTION, "the server's certificate is not trusted",
-                            "set {prefix}_SSLROOTCERT to its authority's file, and {prefix}_HOST to the name in it")),
+                            "set {prefix}_SSLROOTCERT to its authority's file, "
+                            "and {prefix}_HOST to the name in it")),
     ("SSL", Trouble(CONNECTION, "TLS could not be agreed on",
                     "{prefix}_SSLMODE=disable if the server has no TLS, =require if it insists on it")),
     ("database", TROUBLES["3D000"]),
@@ -1259,7 +1267,8 @@ def connect_trouble(error: Exception) -> Trouble:
     return next((trouble for needle, trouble in CONNECT_TROUBLES if needle in words), OTHER_REFUSAL)
 
 
-def explain_refusal(error: Exception, trouble: Trouble, endpoint: Endpoint, settings: Settings) -> SyncProblem:
+def explain_refusal(error: Exception, trouble: Trouble, endpoint: Endpoint,
+                    settings: Settings) -> SyncProblem:
     # A server's words in another code page arrive as a UnicodeDecodeError (psycopg2 issue 1634).
     lines = [line for line in str(error).strip().splitlines() if not line.startswith("\t")]
     words = "its words are not UTF-8 text" if isinstance(error, UnicodeDecodeError) else lines[-1]
@@ -1338,10 +1347,11 @@ def read_command_line(argv: Optional[List[str]], report: Report) -> argparse.Nam
     loudness.add_argument("-v", "--verbose", action="store_true", help="add a traceback to failures")
     parser.add_argument("--version", action="version", version="%(prog)s " + VERSION)
     start_logging(logging.INFO)  # what the parser refuses is logged too
+    report.as_json = "--json" in (sys.argv[1:] if argv is None else argv)
     options = parser.parse_args(argv)
     logging.getLogger().setLevel(logging.WARNING if options.quiet else
                                  logging.DEBUG if options.verbose else logging.INFO)
-    report.dry_run, report.as_json, report.quiet = options.dry_run, options.json, options.quiet
+    report.dry_run, report.quiet = options.dry_run, options.quiet
     return options
 
 
@@ -1349,10 +1359,21 @@ def start_logging(level: int) -> None:
     logging.basicConfig(level=level, stream=sys.stderr, datefmt="%Y-%m-%dT%H:%M:%SZ",
                         format="%(asctime)s %(levelname)s %(message)s")
     logging.Formatter.converter = time.gmtime
+    logging.raiseExceptions = False  # a log that cannot be written is no reason to fail
+
+
+def write_or_forget(stream: Any, text: str) -> None:
+    """Write and flush. If nobody listens any more, or the disk is full, Python itself would exit 120."""
+    if stream is None:  # closed by whoever started us
+        return
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def progress_bar(report: Report) -> Any:
-    from tqdm import tqdm  # here, because only a terminal needs it
     return tqdm(desc="app", unit=" athletes", unit_scale=True, leave=False,
                 disable=report.quiet or not (sys.stderr and sys.stderr.isatty()))
 
