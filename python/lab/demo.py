@@ -155,7 +155,7 @@ def keep_columns_apart(table: str) -> str:
 def run_script(lab: Lab, *arguments: str) -> None:
     """Run the script as a user would, but with settings of our own: .env may name real databases."""
     env_file = lab.app.folder / ".env"
-    env_file.write_text(env_text(lab.settings()), encoding="utf-8")
+    write_private(env_file, env_text(lab.settings()))
     print("$ " + " ".join(("python", str(SCRIPT.relative_to(PROJECT))) + arguments), flush=True)
     command = [python(), str(SCRIPT), "--env-file", str(env_file)] + list(arguments)
     output = subprocess.run(command, env=environment_without_settings(), cwd=str(PROJECT), check=True,
@@ -182,9 +182,13 @@ def env_text(settings: Dict[str, str]) -> str:
 
 def write_env_file(lab: Lab) -> None:
     where = {"DEMO_FOLDER": str(lab.app.folder), "DEMO_BINDIR": str(lab.app.bindir)}
-    ENV_FILE.touch(mode=0o600)
-    ENV_FILE.write_text("# Written by make demo KEEP=1; make demo-stop removes it.\n"
-                        + env_text(dict(lab.settings(), **where)), encoding="utf-8")
+    write_private(ENV_FILE, "# Written by make demo KEEP=1; make demo-stop removes it.\n"
+                  + env_text(dict(lab.settings(), **where)))
+
+
+def write_private(path: Path, text: str) -> None:
+    path.touch(mode=0o600)
+    path.write_text(text, encoding="utf-8")
 
 
 def show_what_next(lab: Lab) -> None:
