@@ -301,15 +301,19 @@ def forget_libpq_variables() -> None:
 # ---------------------------------------------------------------------------------------------
 
 # As pg_dump does, we outlive the time-outs a DBA set for people; our own deadline takes their place,
-# and holds on the server even if this process is gone. Settings the server does not know are left out.
+# and holds on the server even if this process is gone. client_connection_check_interval lets a server
+# at work notice that; only Linux is sure to accept it. What a server does not know is left out.
 SET_TIMEOUTS = """
-SELECT set_config(known.name, wanted.value, true)
+SELECT pg_backend_pid(),
+       set_config(known.name, wanted.value, true)
   FROM pg_catalog.pg_settings AS known
   JOIN (VALUES ('statement_timeout', %(milliseconds)s),
                ('idle_in_transaction_session_timeout', %(milliseconds)s),
                ('transaction_timeout', %(milliseconds)s),
-               ('lock_timeout', '0')) AS wanted (name, value)
+               ('lock_timeout', '0'),
+               ('client_connection_check_interval', '5000')) AS wanted (name, value)
     ON known.name = wanted.name
+ WHERE known.name <> 'client_connection_check_interval' OR version() LIKE '%%linux%%'
 """
 
 # Transaction-level, so that no pooler can leak it; the table's own number, so that two hosts which
@@ -956,14 +960,14 @@ def connect(endpoint: Endpoint, settings: Settings, watchdog: Watchdog) -> Itera
     Raises SyncProblem (connection).
     """
     connection = open_patiently(endpoint, settings, watchdog)
-    watchdog.watch(connection)
+    database = Database(endpoint, connection, settings, watchdog)
+    watchdog.databases.append(database)
     try:
         if endpoint.side == "app":
             connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
-        database = Database(endpoint, connection, settings, watchdog)
         # Two seconds more than our own deadline, which has the better words.
         milliseconds = min(int(watchdog.seconds_left() + 2) * 1000, 2 ** 31 - 1)
-        database.run(SET_TIMEOUTS, milliseconds=str(milliseconds))
+        database.backend = database.fetch_row(SET_TIMEOUTS, milliseconds=str(milliseconds))[0]
         log.info("%s: connected to %s", endpoint.side, endpoint.describe())
         yield database
     finally:
@@ -1003,6 +1007,7 @@ class Database:
     def __init__(self, endpoint: Endpoint, connection: Any, settings: Settings, watchdog: Watchdog):
         self.endpoint, self.connection = endpoint, connection
         self.settings, self.watchdog = settings, watchdog
+        self.backend: Optional[int] = None  # asked of the server: a pooler's own number would not do
 
     def run(self, statement: str, **values: Any) -> Any:
         """Run one of the SQL constants. Values that are SQL fill {placeholders}, others %(parameters)s."""
@@ -1042,7 +1047,25 @@ class Database:
         self.connection.close()
 
     def hang_up(self) -> None:
-        hang_up(self.connection)
+        """Cut the line from another thread: libpq, blocked on its socket, wakes and sees the end."""
+        try:
+            with socket.fromfd(self.connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as line:
+                line.shutdown(socket.SHUT_RDWR)
+        except (OSError, psycopg2.Error):
+            pass  # it is closed already
+
+    def cancel(self) -> None:
+        """Ask the server, over a second connection, to cancel what the first one waits for.
+
+        Not connection.cancel(): psycopg2 keeps Python's lock while it waits for the answer, and a
+        frozen server's answer would never come.
+        """
+        try:
+            helper = psycopg2.connect(**dict(self.endpoint.libpq, connect_timeout=2))
+            helper.cursor().execute("SELECT pg_cancel_backend(%s)", [self.backend])
+            helper.close()
+        except (psycopg2.Error, UnicodeDecodeError):
+            pass  # it is closed already, or the server is out of reach
 
     @contextmanager
     def errors_explained(self) -> Iterator[None]:
@@ -1054,22 +1077,6 @@ class Database:
             raise explain_error(error, self) from error
 
 
-def hang_up(connection: Any) -> None:
-    """Cut a connection from another thread: libpq, blocked on its socket, wakes and sees the end."""
-    try:
-        with socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as line:
-            line.shutdown(socket.SHUT_RDWR)
-    except (OSError, psycopg2.Error):
-        pass  # it is closed already
-
-
-def cancel(connection: Any) -> None:
-    try:
-        connection.cancel()
-    except psycopg2.Error:
-        pass  # it is closed already, or the server is out of reach
-
-
 class Watchdog(threading.Thread):
     """Ends the run at its deadline, or on Ctrl-C or SIGTERM, wherever it stands.
 
@@ -1078,13 +1085,13 @@ class Watchdog(threading.Thread):
     the one before has not helped. Signals reach it through a socket, which works on Windows too.
     """
 
-    SECONDS_TO_CANCEL, SECONDS_TO_UNWIND = 0.6, 0.8
+    SECONDS_TO_CANCEL, SECONDS_TO_UNWIND = 0.8, 0.6
 
     def __init__(self, deadline: int, report: Report):
         super().__init__(daemon=True)
         self.ends_at = report.started + deadline
         self.deadline, self.report = deadline, report
-        self.connections: List[Any] = []
+        self.databases: List[Database] = []
         self.stopped_by: Optional[SyncProblem] = None
         self.outcome = "rolled back"
         self.over = threading.Event()
@@ -1109,9 +1116,6 @@ class Watchdog(threading.Thread):
 
     def seconds_left(self) -> float:
         return max(0.0, self.ends_at - time.monotonic())
-
-    def watch(self, connection: Any) -> None:
-        self.connections.append(connection)
 
     def check(self) -> None:
         if self.stopped_by:
@@ -1138,13 +1142,12 @@ class Watchdog(threading.Thread):
         self.stop_everything()
 
     def stop_everything(self) -> None:
-        for connection in self.connections:
-            # In threads of their own: asking a frozen server to cancel blocks.
-            threading.Thread(target=cancel, args=(connection,), daemon=True).start()
+        for database in self.databases:
+            threading.Thread(target=database.cancel, daemon=True).start()  # a frozen server blocks it
         if self.over.wait(self.SECONDS_TO_CANCEL):
             return
-        for connection in self.connections:
-            hang_up(connection)
+        for database in self.databases:
+            database.hang_up()
         if self.over.wait(self.SECONDS_TO_UNWIND):
             return
         with self.ending:
