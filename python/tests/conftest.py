@@ -17,6 +17,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -32,6 +33,7 @@ HISTORY = "analytics.athlete_sync_run"
 LONG_AGO = "2020-01-01 00:00:00+00"
 RESULT_KEYS = ("result exit_code mode dry_run source inserted updated unchanged missing rejected repeated "
                "seconds rejects message").split()
+NO_SETTINGS = tempfile.NamedTemporaryFile(suffix=".env")  # empty, and nobody else may read it
 RUN_MAY_TAKE = 60  # seconds; a run that takes longer is stuck, and the test shall say so
 
 ANN, BOB, CAT, DAN = ("00000000-0000-4000-8000-00000000000" + last for last in "abcd")
@@ -198,8 +200,7 @@ class World:
     def sync(self, *flags, **settings):
         """Run main() in this process with --json. For what a row becomes; a tenth of a subprocess's time."""
         with self.held_to_the_rules(settings) as runs:
-            runs.append(run_in_process(self.script, self.arguments("--json", *flags),
-                                       self.environment(settings)))
+            runs.append(run_in_process(self.script, arguments(("--json",) + flags), self.environment(settings)))
         return runs[0]
 
     def run(self, *flags, **settings):
@@ -208,17 +209,14 @@ class World:
             runs.append(finish(self.start(*flags, **settings)))
         return runs[0]
 
-    def start(self, *flags, command=(sys.executable, str(SCRIPT)), stderr=subprocess.PIPE, **settings):
+    def start(self, *flags, command=(sys.executable, str(SCRIPT)), env_file=NO_SETTINGS.name, stderr=subprocess.PIPE,
+              **settings):
         """Start the script and return the process; end it with finish(). It is killed when the test ends."""
         process = subprocess.Popen(
-            list(command) + self.arguments(*flags), env=self.environment(settings), cwd=os.sep,
+            list(command) + arguments(flags, env_file), env=self.environment(settings), cwd=os.sep,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr)
         self.started.append(process)
         return process
-
-    def arguments(self, *flags):
-        # A developer's own .env may name real databases. No test may ever reach them.
-        return ([] if "--env-file" in flags else ["--env-file", os.devnull]) + list(flags)
 
     def environment(self, settings):
         """The lab's settings, and those given here; one given as None is not set."""
@@ -278,6 +276,11 @@ class World:
         names = {name for name, in self.app.sql('SELECT name FROM public."User"') if len(name or "") > 5}
         for secret in (secrets | names) - {None, ""}:
             assert secret not in run.out + run.err, "printed: %r" % secret
+
+
+def arguments(flags, env_file=NO_SETTINGS.name):
+    """The command line. A developer's own .env may name real databases, which no test may ever reach."""
+    return (["--env-file", env_file] if env_file and "--env-file" not in flags else []) + list(flags)
 
 
 def finish(process, timeout=RUN_MAY_TAKE):

@@ -87,7 +87,7 @@ def test_renames_are_as_exact(world):
     rows = numbered(names)
     world.warehouse_has(*[(athlete, name + " ") for athlete, name in rows])
     world.app_has(*rows)
-    assert world.sync().counts() == "%d: %d renamed" % (len(rows), len(rows))
+    assert world.sync(SYNC_MAX_UPDATED_PERCENT="100").counts() == "%d: %d renamed" % (len(rows), len(rows))
     assert in_the_warehouse(world) == in_the_app(world)
 
 
