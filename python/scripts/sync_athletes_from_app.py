@@ -43,11 +43,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional
 
+SIGNALS_TO_STOP = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK")
+                   if hasattr(signal, name)]
+
+
+def leave_at_once(*_: object) -> None:
+    os.write(2, b"ERROR sync: interrupted before it began. Next: run it again (exit code 4)\n")
+    os._exit(4)
+
+
 if __name__ == "__main__":
-    # Until the watchdog is there: the imports below take a good part of a second.
-    for _name in ("SIGINT", "SIGTERM", "SIGBREAK"):
-        if hasattr(signal, _name):
-            signal.signal(getattr(signal, _name), lambda *_: os._exit(4))
+    for _signal in SIGNALS_TO_STOP:  # until the watchdog is there: the imports below take their time
+        signal.signal(_signal, leave_at_once)
 
 try:
     import numpy as np
@@ -89,7 +96,7 @@ class SyncProblem(Exception):
 # ---------------------------------------------------------------------------------------------
 
 
-class Table(NamedTuple):
+class Name(NamedTuple):
     """A name as its owner spelled it, for messages, and as psycopg2 quotes it, for SQL."""
 
     spelling: str
@@ -100,7 +107,7 @@ IDENTIFIER = re.compile(r'"((?:[^"]|"")+)"|([^\W\d][\w$]*)')
 ASCII_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 
-def read_name(text: str) -> Table:
+def read_name(text: str) -> Name:
     """Read a possibly dotted name as SQL reads it: unquoted folds to lower case, quoted is exact."""
     parts, position = [], 0
     while True:
@@ -112,13 +119,13 @@ def read_name(text: str) -> Table:
         parts.append(plain.translate(ASCII_LOWER) if plain else quoted.replace('""', '"'))
         position = match.end()
         if position == len(text):
-            return Table(text, sql.Identifier(*parts))
+            return Name(text, sql.Identifier(*parts))
         if text[position] != ".":
             raise ValueError('not a name as SQL writes it, such as public."User"')
         position += 1
 
 
-def read_column(text: str) -> Table:
+def read_column(text: str) -> Name:
     column = read_name(text)
     if len(column.identifier.strings) > 1:
         raise ValueError("a column's name has no dot; quote it if it does: \"a.b\"")
@@ -281,7 +288,7 @@ def read_endpoint(side: str, prefix: str, values: Dict[str, Any], problems: List
         libpq = dict(of["DATABASE_URL"])
     else:
         problems += ["%s_%s is missing" % (prefix, name) for name in ("HOST", "DB", "USER", "PASSWORD")
-                     if name in of and of[name] is None]
+                     if not of[name]]
         libpq = {"host": of.get("HOST"), "port": of.get("PORT"), "dbname": of.get("DB"),
                  "user": of.get("USER"), "password": of.get("PASSWORD")}
     for name, parameter in (("SSLMODE", "sslmode"), ("SSLROOTCERT", "sslrootcert")):
@@ -1100,9 +1107,8 @@ class Watchdog(threading.Thread):
         self.bell.setblocking(False)
 
     def __enter__(self) -> Watchdog:
-        for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), lambda *_: None)  # the bell does the work
+        for signal_ in SIGNALS_TO_STOP:
+            signal.signal(signal_, lambda *_: None)  # the bell does the work
         signal.set_wakeup_fd(self.bell.fileno())
         self.start()
         return self
