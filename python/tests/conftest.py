@@ -39,6 +39,11 @@ RUN_MAY_TAKE = 60  # seconds; a run that takes longer is stuck, and the test sha
 ANN, BOB, CAT, DAN = ("00000000-0000-4000-8000-00000000000" + last for last in "abcd")
 
 
+def pytest_configure(config):
+    # A thread of the script that dies is a defect, even where the run goes on to its end.
+    config.addinivalue_line("filterwarnings", "error::pytest.PytestUnhandledThreadExceptionWarning")
+
+
 @pytest.fixture(scope="session")
 def lab():
     options = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off"}

@@ -77,7 +77,7 @@ def test_help_is_the_docstring(world):
     run = world.run("--help", APP_HOST=None)
     assert (run.code, run.err) == (0, ""), run
     assert world.script.__doc__.strip() in run.out
-    for option in ("--dry-run", "--strict", "--env-file", "--json", "--quiet", "--verbose", "--version"):
+    for option in ("--dry-run", "--strict", "--allow-updates", "--env-file", "--json", "--quiet", "--verbose", "--version"):
         assert option in run.out
 
 
@@ -118,6 +118,8 @@ def test_all_problems_are_reported_together(world):
     (["-q", "-v"], "not allowed with"),
     (["--env-file"], "--env-file"),
     (["--dry-run=yes"], "--dry-run"),
+    (["--allow-updates", "many"], "--allow-updates"),
+    (["--allow-updates", "-1"], "--allow-updates"),
 ])
 def test_a_wrong_command_line_is_1_and_not_argparses_2(world, arguments, words):
     run = finish(world.start(*arguments))

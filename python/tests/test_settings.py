@@ -25,6 +25,7 @@ MALFORMED = {
     "SYNC_CONNECT_TIMEOUT": ["0", "abc", "-1", "1.5", "10s"],
     "SYNC_CONNECT_ATTEMPTS": ["0", "many"],
     "SYNC_DEADLINE": ["0", "1h", "-5", "9" * 30],
+    "SYNC_MAX_UPDATED_PERCENT": ["-1", "101", "half", "50%"],
     "SYNC_REFRESH": ["sometimes", "12", "12w", "h", "12 h", "-12h", "12h2m", "Always", "9" * 30 + "d"],
 }
 

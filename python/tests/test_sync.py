@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import random
+import re
 from datetime import timedelta
 
 import psycopg2
@@ -291,13 +292,43 @@ def test_strict_refuses_a_run_with_a_reject(world, bad_row):
     assert (run.code, run.result["result"]) == (3, "failed"), run
     assert world.dimension() == {}
     assert "app" in run.error and "--strict" in run.error
-    assert world.sync("--strict", "--dry-run").code == 3
     assert world.sync().code == 0
 
 
 def test_strict_lets_a_clean_run_pass(world):
     world.app_has((ANN, "Ann Archer"), (ANN, "Ann Archer"))
     assert world.sync("--strict").counts() == "2: 1 new, 1 repeated"
+
+
+# A renaming spree is refused: (athletes in the dimension, renamed, flags, percent) -> exit code
+
+
+@pytest.mark.parametrize("known, renamed, flags, percent, code", [
+    (20, 10, [], None, 0),
+    (20, 11, [], None, 3),
+    (19, 19, [], None, 0),
+    (20, 20, [], "100", 0),
+    (20, 2, [], "10", 0),
+    (20, 3, [], "10", 3),
+    (20, 1, [], "0", 3),
+    (20, 11, ["--allow-updates", "11"], None, 0),
+    (20, 11, ["--allow-updates", "10"], None, 3),
+    (20, 20, ["--allow-updates", "1000"], "0", 0),
+])
+def test_a_renaming_spree_is_refused(world, known, renamed, flags, percent, code):
+    athletes = ["00000000-0000-4000-8000-%012d" % number for number in range(known)]
+    world.warehouse_has(*[(athlete, "Ann Archer") for athlete in athletes])
+    world.app_has(*[(athlete, "Ann Baker") for athlete in athletes[:renamed]])
+    world.app_has(*[(athlete, "Ann Archer") for athlete in athletes[renamed:]])
+    before = world.rows()
+    run = world.sync(*flags, SYNC_MAX_UPDATED_PERCENT=percent)
+    assert run.code == code, run
+    if code == 3:
+        assert "refused" in run.error and str(renamed) in run.error and world.rows() == before
+        dry = world.sync("--dry-run", *flags, SYNC_MAX_UPDATED_PERCENT=percent)
+        assert (dry.code, dry.result["updated"]) == (0, renamed), "it says what would change, and changes nothing"
+        ceiling = re.search(r"--allow-updates \d+", run.error).group().split()
+        assert world.sync(*ceiling, SYNC_MAX_UPDATED_PERCENT=percent).result["updated"] == renamed
 
 
 # Other tables, columns and types
