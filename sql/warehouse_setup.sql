@@ -55,31 +55,49 @@ CREATE TABLE IF NOT EXISTS analytics.athlete_sync_run (
     rejects     JSONB NOT NULL,
     message     TEXT,
     host        TEXT,
-    version     TEXT NOT NULL
+    version     TEXT NOT NULL,
+    max_age     INTERVAL NOT NULL
 );
 
 COMMENT ON TABLE  analytics.athlete_sync_run IS 'One row for each run of the athlete sync, failures included; dry runs leave none.';
 COMMENT ON COLUMN analytics.athlete_sync_run.target IS 'The dimension this run wrote.';
 COMMENT ON COLUMN analytics.athlete_sync_run.missing IS 'Athletes of the dimension that the app no longer has; NULL where the run could not know.';
 COMMENT ON COLUMN analytics.athlete_sync_run.rejects IS 'At most 100 rejected rows: uuid as found, and the reason.';
+COMMENT ON COLUMN analytics.athlete_sync_run.max_age IS 'SYNC_MAX_AGE of that run: the view below calls an older last success stale.';
 
 CREATE OR REPLACE VIEW analytics.athlete_sync_health AS
 WITH run AS (
     SELECT *, finished_at - started_at AS duration
       FROM analytics.athlete_sync_run
      WHERE target = 'analytics.athlete_dim'
+), success AS (
+    SELECT max(finished_at) AS finished_at
+      FROM run
+     WHERE result = 'ok'
+), last AS (
+    SELECT *
+      FROM run
+     WHERE result <> 'skipped'
+     ORDER BY run_id DESC
+     LIMIT 1
 )
-SELECT (SELECT max(finished_at) FROM run WHERE result = 'ok')         AS last_success,
-       now() - (SELECT max(finished_at) FROM run WHERE result = 'ok') AS last_success_age,
-       (SELECT result FROM run ORDER BY run_id DESC LIMIT 1)          AS last_result,
-       (SELECT duration FROM run ORDER BY run_id DESC LIMIT 1)        AS last_duration,
+SELECT CASE WHEN last.result IS NULL                         THEN 'never ran'
+            WHEN last.result <> 'ok'                         THEN 'failing'
+            WHEN success.finished_at < now() - last.max_age  THEN 'stale'
+            ELSE 'healthy' END                               AS verdict,
+       success.finished_at                                   AS last_success,
+       now() - success.finished_at                           AS last_success_age,
+       last.result                                           AS last_result,
+       last.duration                                         AS last_duration,
        (SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY duration)
           FROM (SELECT duration FROM run
                  WHERE result = 'ok'
                  ORDER BY run_id DESC
-                 LIMIT 20) AS recent)                                 AS usual_duration;
+                 LIMIT 20) AS recent)                        AS usual_duration
+  FROM success
+  LEFT JOIN last ON true;
 
-COMMENT ON VIEW analytics.athlete_sync_health IS 'One row: is the athlete sync well? usual_duration is the median of the last 20 good runs.';
+COMMENT ON VIEW analytics.athlete_sync_health IS 'One row: is the athlete sync well? The verdict is that of make status; usual_duration is the median of the last 20 good runs.';
 
 DO $$
 DECLARE

@@ -150,14 +150,16 @@ def read_percent(text: str) -> int:
     return int(text)
 
 
-def read_refresh(text: str) -> str:
-    """Return `always`, `never`, or a span of time as Postgres reads an interval."""
+def read_period(text: str) -> str:
+    """Read 30m, 12h or 2d and return it as Postgres reads an interval."""
     units = {"m": "minutes", "h": "hours", "d": "days"}
-    if text in ("always", "never"):
-        return text
-    if not re.match(r"\d+[mhd]$", text):
-        raise ValueError("must be always, never, or a time such as 30m, 12h or 2d")
+    if not re.match(r"\d{1,6}[mhd]$", text):
+        raise ValueError("must be a time such as 30m, 12h or 2d")
     return "%d %s" % (int(text[:-1]), units[text[-1]])
+
+
+def read_refresh(text: str) -> str:
+    return text if text in ("always", "never") else read_period(text)
 
 
 def read_url(text: str) -> Dict[str, str]:
@@ -203,6 +205,8 @@ SETTINGS = side_settings("APP", "app") + side_settings("WH", "warehouse") + [
             "a run that would rename more of the dimension's athletes is refused"),
     Setting("SYNC_REFRESH", "always", read_refresh,
             "when an unchanged athlete is stamped again: always, after a time (30m, 12h, 2d), or never"),
+    Setting("SYNC_MAX_AGE", "2d", read_period,
+            "--status and the health view call an older last success stale"),
 ]
 
 
@@ -501,11 +505,41 @@ SELECT count(*)
 RECORD_RUN = """
 INSERT INTO analytics.athlete_sync_run
        (target, started_at, finished_at, mode, result, exit_code, source_rows, inserted, updated,
-        unchanged, missing, rejected, repeated, rejects, message, host, version)
+        unchanged, missing, rejected, repeated, rejects, message, host, version, max_age)
 VALUES (%(target)s, clock_timestamp() - %(seconds)s * interval '1 second', clock_timestamp(),
         %(mode)s, %(result)s, %(exit_code)s, %(source)s, %(inserted)s, %(updated)s,
         %(unchanged)s, %(missing)s, %(rejected)s, %(repeated)s, %(rejects)s, %(message)s,
-        %(host)s, %(version)s)
+        %(host)s, %(version)s, %(max_age)s)
+"""
+
+# The same verdict as the view analytics.athlete_sync_health, which goes by the last run's SYNC_MAX_AGE.
+READ_HEALTH = """
+WITH run AS (
+    SELECT * FROM analytics.athlete_sync_run WHERE target = %(target)s
+), success AS (
+    SELECT max(finished_at) AS finished_at FROM run WHERE result = 'ok'
+), last AS (
+    SELECT result FROM run WHERE result <> 'skipped' ORDER BY run_id DESC LIMIT 1
+)
+SELECT CASE WHEN last.result IS NULL                                         THEN 'never ran'
+            WHEN last.result <> 'ok'                                         THEN 'failing'
+            WHEN success.finished_at < now() - %(max_age)s::interval         THEN 'stale'
+            ELSE 'healthy' END                                               AS verdict,
+       to_char(success.finished_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS last_success,
+       extract(epoch FROM now() - success.finished_at)::bigint               AS age_seconds
+  FROM success
+  LEFT JOIN last ON true
+"""
+
+READ_LAST_RUNS = """
+SELECT to_char(started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS started_at,
+       round(extract(epoch FROM finished_at - started_at)::numeric, 2)::float AS seconds,
+       mode, result, exit_code, source_rows AS source, inserted, updated, unchanged, missing,
+       rejected, repeated, rejects, message
+  FROM analytics.athlete_sync_run
+ WHERE target = %(target)s
+ ORDER BY run_id DESC
+ LIMIT 10
 """
 
 
@@ -521,7 +555,10 @@ def main(argv: Optional[List[str]] = None) -> int:
         settings = read_settings(options.env_file)
         forget_libpq_variables()
         with Watchdog(settings["SYNC_DEADLINE"], report) as watchdog:
-            sync_or_record_why_not(settings, options, report, watchdog)
+            if options.status:
+                show_status(settings, report, watchdog)
+            else:
+                sync_or_record_why_not(settings, options, report, watchdog)
     except Exception as error:
         report.fail(understood(error))
     report.say_result()
@@ -577,6 +614,7 @@ class Report:
     repeated: Optional[int] = None
     rejects: List[Dict[str, Optional[str]]] = field(default_factory=list)
     message: Optional[str] = None
+    answer: Optional[str] = None  # what --status says instead of the result line
     started: float = field(default_factory=time.monotonic)
     as_json: bool = False
     quiet: bool = False
@@ -599,7 +637,7 @@ class Report:
         log.error("%s", problem)
 
     def say_result(self) -> None:
-        line = self.json_line() if self.as_json else self.text_line()
+        line = self.answer or (self.json_line() if self.as_json else self.text_line())
         write_or_forget(sys.stdout, "" if self.quiet and self.exit_code == OK else line + "\n")
         write_or_forget(sys.stderr, "")
 
@@ -626,11 +664,14 @@ class Report:
 def take_lock(warehouse: Database) -> bool:
     if warehouse.fetch_row(TAKE_LOCK)[0]:
         return True
-    holder = warehouse.run(WHO_HOLDS_THE_LOCK).fetchone()  # it may have ended in between
-    pid, client, since = holder or ("?", None, None)
-    log.info("warehouse: skipped: another run holds the lock of %s (backend %s from %s since %s)",
-             warehouse.settings["WH_TABLE"].spelling, pid, client or "its socket", since or "?")
+    log.info("warehouse: skipped: another run holds the lock of %s: %s",
+             warehouse.settings["WH_TABLE"].spelling, lock_holder(warehouse) or "it has just ended")
     return False
+
+
+def lock_holder(warehouse: Database) -> Optional[str]:
+    holder = warehouse.run(WHO_HOLDS_THE_LOCK).fetchone()
+    return holder and "backend %s from %s since %s" % tuple(known or "?" for known in holder)
 
 
 def stream_athletes(app: Database, warehouse: Database, report: Report) -> Staged:
@@ -951,8 +992,68 @@ def record_failure(settings: Settings, report: Report) -> None:
 
 
 def history_row(settings: Settings, report: Report) -> Dict[str, Any]:
-    return dict(vars(report), target=settings["WH_TABLE"].spelling, seconds=report.seconds(),
-                rejects=json.dumps(report.rejects), host=platform.node(), version=VERSION)
+    return dict(vars(report), target=target_of(settings), seconds=report.seconds(),
+                rejects=json.dumps(report.rejects), host=platform.node(), version=VERSION,
+                max_age=settings["SYNC_MAX_AGE"])
+
+
+def target_of(settings: Settings) -> str:
+    """The dimension's name as the history holds it, however the settings spell it."""
+    return ".".join(quoted(part) for part in settings["WH_TABLE"].identifier.strings)
+
+
+# ---------------------------------------------------------------------------------------------
+# Looking without changing anything: --status
+# ---------------------------------------------------------------------------------------------
+
+
+def show_status(settings: Settings, report: Report, watchdog: Watchdog) -> None:
+    """Say whether the warehouse is fresh, from the run history. Exit code 0 if so, 3 if not."""
+    with connect(settings.warehouse, settings, watchdog) as warehouse:
+        verdict, last_success, age = warehouse.fetch_row(
+            READ_HEALTH, target=target_of(settings), max_age=settings["SYNC_MAX_AGE"])
+        cursor = warehouse.run(READ_LAST_RUNS, target=target_of(settings))
+        runs = [dict(zip([column.name for column in cursor.description], row)) for row in cursor]
+        holder = lock_holder(warehouse)
+    report.exit_code = OK if verdict == "healthy" else SQL_OR_DATA
+    if report.as_json:
+        report.answer = json.dumps({
+            "verdict": verdict, "exit_code": report.exit_code, "last_success": last_success,
+            "age_seconds": age, "running": holder, "runs": runs})
+    else:
+        since = "no success yet"
+        if last_success:
+            since = "last success %s, %s ago" % (last_success, in_words(age))
+        running = ["running: " + holder] if holder else []
+        report.answer = "\n".join(["%s: %s" % (verdict, since)] + running
+                                  + table_of_runs(runs) + last_rejects(runs))
+
+
+def table_of_runs(runs: List[Dict[str, Any]]) -> List[str]:
+    """At most 80 columns; the bar makes a slow run stand out."""
+    if not runs:
+        return []
+    slowest = max(run["seconds"] for run in runs) or 1
+    lines = ["", "started              seconds            mode result   source    new renamed rejected"]
+    for run in runs:
+        known = {name: "null" if value is None else value for name, value in run.items()}
+        known.update(mode=run["mode"][:4], bar="#" * max(1, round(10 * run["seconds"] / slowest)))
+        lines.append("%(started_at)s %(seconds)7.2f %(bar)-10s %(mode)s %(result)-7s %(source)7s"
+                     " %(inserted)6s %(updated)7s %(rejected)8s" % known)
+    return lines
+
+
+def last_rejects(runs: List[Dict[str, Any]]) -> List[str]:
+    rejects = runs[0]["rejects"] if runs else []
+    heading = ["", "rejected in the last run:"] if rejects else []
+    return heading + ["  %s: %s" % (ascii(reject["uuid"]), reject["reason"]) for reject in rejects]
+
+
+def in_words(seconds: int) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return "%d %s" % (seconds // length, unit)
+    return "%d seconds" % seconds
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1345,7 +1446,10 @@ class Parser(argparse.ArgumentParser):
 
 def read_command_line(argv: Optional[List[str]], report: Report) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dry-run", action="store_true", help="do it all, report it, and roll back")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="do it all, report it, and roll back")
+    instead.add_argument("--status", action="store_true",
+                         help="say from the run history whether the warehouse is fresh; 0 if so, 3 if not")
     parser.add_argument("--strict", action="store_true", help="refuse the run if any row is rejected")
     parser.add_argument("--allow-updates", metavar="N", type=int,
                         help="let up to N athletes be renamed, whatever SYNC_MAX_UPDATED_PERCENT says")
