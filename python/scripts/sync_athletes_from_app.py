@@ -132,22 +132,29 @@ def read_column(text: str) -> Name:
     return column
 
 
-def read_port(text: str) -> int:
-    if not text.isdigit() or not 0 < int(text) < 65536:
-        raise ValueError("must be a number from 1 to 65535")
+def whole_number(text: str, least: int, most: int) -> int:
+    if not re.match(r"[0-9]{1,9}$", text) or not least <= int(text) <= most:
+        raise ValueError("must be a whole number from %d to %d" % (least, most))
     return int(text)
+
+
+def read_port(text: str) -> int:
+    return whole_number(text, 1, 65535)
 
 
 def read_count(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise ValueError("must be a whole number above 0")
-    return int(text)
+    return whole_number(text, 1, 1000000)
 
 
 def read_percent(text: str) -> int:
-    if not text.isdigit() or int(text) > 100:
-        raise ValueError("must be a whole number from 0 to 100")
-    return int(text)
+    return whole_number(text, 0, 100)
+
+
+def read_sslmode(text: str) -> str:
+    modes = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+    if text not in modes:
+        raise ValueError("must be one of " + ", ".join(modes))
+    return text
 
 
 def read_period(text: str) -> str:
@@ -188,7 +195,7 @@ def side_settings(prefix: str, side: str) -> List[Setting]:
         Setting(prefix + "_USER", None, str, "the role to log in as"),
         Setting(prefix + "_PASSWORD", None, str, "its password"),
         Setting(prefix + "_DATABASE_URL", None, read_url, "a libpq URL instead of the five above"),
-        Setting(prefix + "_SSLMODE", None, str, "TLS, as libpq's sslmode: require, verify-full, ..."),
+        Setting(prefix + "_SSLMODE", None, read_sslmode, "TLS, as libpq's sslmode: require, verify-full, ..."),
         Setting(prefix + "_SSLROOTCERT", None, str, "file with the certificate authority to trust"),
     ]
 
@@ -890,8 +897,8 @@ def refuse_rejects(report: Report, options: argparse.Namespace) -> None:
     log.warning("app: %d rows rejected, such as uuid %s: %s; --json lists up to %d", report.rejected,
                 ascii(report.rejects[0]["uuid"]), report.rejects[0]["reason"], report.MOST_REJECTS)
     if options.strict:
-        raise SyncProblem(SQL_OR_DATA, "app", "%d rows rejected, and --strict allows none" % report.rejected,
-                          "--dry-run --json lists them; mend them in the app, or leave --strict out")
+        refuse(SyncProblem(SQL_OR_DATA, "app", "%d rows rejected, and --strict allows none" % report.rejected,
+                           "--dry-run --json lists them; mend them in the app, or leave --strict out"), options)
 
 
 def compare_with_dimension(warehouse: Database, athletes: Athletes, report: Report) -> RowsToWrite:
@@ -929,13 +936,19 @@ def refuse_renaming_spree(report: Report, settings: Settings, options: argparse.
         return
     else:
         limit = "--allow-updates %d" % allowed
-    raise SyncProblem(
-        SQL_OR_DATA, "warehouse", "refused: %d of %d athletes would be renamed, more than %s allows, which "
-        "looks like a wrong column, table or database" % (report.updated, in_dimension, limit),
-        "look with --dry-run; if it is meant, run with --allow-updates %d" % report.updated)
+    refuse(SyncProblem(
+        SQL_OR_DATA, "warehouse", "%d of %d athletes would be renamed, more than %s allows; that looks like "
+        "a wrong column, table or database" % (report.updated, in_dimension, limit),
+        "look with --dry-run; if it is meant, run with --allow-updates %d" % report.updated), options)
 
 
 FEWEST_TO_GUARD = 20
+
+
+def refuse(problem: SyncProblem, options: argparse.Namespace) -> None:
+    if not options.dry_run:
+        raise problem
+    log.warning("without --dry-run this would be refused: %s", problem)
 
 
 class RowsToWrite(NamedTuple):
@@ -1101,12 +1114,11 @@ def open_patiently(endpoint: Endpoint, settings: Settings, watchdog: Watchdog) -
 
 
 def connection_parameters(endpoint: Endpoint, settings: Settings, watchdog: Watchdog) -> Dict[str, Any]:
-    """libpq's parameters. A silent peer is noticed after about a minute; libpq knows where that works."""
-    return dict(
-        keepalives_idle=30, keepalives_interval=10, keepalives_count=3, tcp_user_timeout=60000,
-        application_name="sync_athletes",
-        **dict(endpoint.libpq, client_encoding="UTF8", connect_timeout=max(
-            1, min(settings["SYNC_CONNECT_TIMEOUT"], int(watchdog.seconds_left())))))
+    """libpq's parameters. A silent peer is noticed after about a minute, where the platform can tell."""
+    ours = {"application_name": "sync_athletes", "keepalives_idle": 30, "keepalives_interval": 10,
+            "keepalives_count": 3, "tcp_user_timeout": 60000}
+    seconds = min(settings["SYNC_CONNECT_TIMEOUT"], int(watchdog.seconds_left()))
+    return dict(ours, **dict(endpoint.libpq, client_encoding="UTF8", connect_timeout=max(1, seconds)))
 
 
 class Database:
@@ -1451,7 +1463,7 @@ def read_command_line(argv: Optional[List[str]], report: Report) -> argparse.Nam
     instead.add_argument("--status", action="store_true",
                          help="say from the run history whether the warehouse is fresh; 0 if so, 3 if not")
     parser.add_argument("--strict", action="store_true", help="refuse the run if any row is rejected")
-    parser.add_argument("--allow-updates", metavar="N", type=int,
+    parser.add_argument("--allow-updates", metavar="N", type=read_ceiling,
                         help="let up to N athletes be renamed, whatever SYNC_MAX_UPDATED_PERCENT says")
     parser.add_argument("--env-file", metavar="PATH", help="read settings from here, not from .env")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
@@ -1466,6 +1478,10 @@ def read_command_line(argv: Optional[List[str]], report: Report) -> argparse.Nam
                                  logging.DEBUG if options.verbose else logging.INFO)
     report.dry_run, report.quiet = options.dry_run, options.quiet
     return options
+
+
+def read_ceiling(text: str) -> int:
+    return whole_number(text, 0, 999999999)
 
 
 def start_logging(level: int) -> None:
