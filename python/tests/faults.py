@@ -94,10 +94,12 @@ class Fault(NamedTuple):
     side: str  # which is broken; "sync" for the script itself
     moment: Moment
     step: str
+    refresh: str
 
     def __str__(self) -> str:
-        return "%s %s @ %s %d %s %s" % (
-            self.side, self.kind, self.moment.side, self.moment.index, self.moment.when, self.step)
+        return "%s %s @ %s %d %s %s%s" % (
+            self.side, self.kind, self.moment.side, self.moment.index, self.moment.when, self.step[:50],
+            "" if self.refresh == "always" else " (SYNC_REFRESH=%s)" % self.refresh)
 
 
 def kill_backends(trial: "Trial") -> None:
@@ -204,8 +206,7 @@ def allow_temp_files(trial: "Trial") -> None:
 def set_temp_file_limit(trial: "Trial", limit: str) -> None:
     trial.sql("ALTER SYSTEM SET temp_file_limit = '%s'" % limit)
     trial.sql("SELECT pg_reload_conf()")
-    value = {"0": "0", "-1": "-1"}[limit]
-    trial.wait_for("the new configuration", lambda: trial.sql("SHOW temp_file_limit")[0][0] == value)
+    trial.wait_for("the new limit", lambda: trial.sql("SHOW temp_file_limit")[0][0] == limit)
 
 
 REVOKE = {
@@ -257,10 +258,11 @@ class Place(NamedTuple):
     moment: Moment
     step: str
     connected: Tuple[str, ...]
+    refresh: str
 
 
 def matrix(places: List[Place]) -> List[Fault]:
-    return [Fault(kind, side, place.moment, place.step)
+    return [Fault(kind, side, place.moment, place.step, place.refresh)
             for place in places for kind, side in faults_at(place, places)]
 
 
@@ -304,7 +306,14 @@ def is_upsert(step: str) -> bool:
     return re.match(r'INSERT INTO "?analytics"?\."?athlete_dim\b', step) is not None
 
 
-def record(lane: "Lane") -> List[Place]:
+def record_all(lane: "Lane") -> List[Place]:
+    """Every moment of a run that stamps all athletes, and those of the steps that only others take."""
+    always = record(lane, "always")
+    known = {place.step for place in always}
+    return always + [place for place in record(lane, "never") if place.step not in known]
+
+
+def record(lane: "Lane", refresh: str) -> List[Place]:
     """Run once, undisturbed, and list every moment it went through."""
     places = []  # type: List[Place]
     writing = threading.Lock()
@@ -313,22 +322,27 @@ def record(lane: "Lane") -> List[Place]:
         with writing:
             connected = tuple(side for side in SIDES if lane.proxies[side].is_in_use())
             step = lane.proxies[moment.side].steps[moment.index]
-            places.append(Place(moment, step[:60], connected))
+            places.append(Place(moment, step, connected, refresh))
 
     lane.make_old_state()
     for proxy in lane.proxies.values():
         proxy.reset(note)
-    done = lane.finish(lane.start(lane.ports(), LONG_DEADLINE))
-    if done.code or lane.state("always") != "new":
+    done = lane.finish(lane.start(lane.ports(), LONG_DEADLINE, SYNC_REFRESH=refresh))
+    if done.code or lane.state(refresh) != "new":
         raise RuntimeError("the undisturbed run failed:\n%s" % done.err)
     return [place for found in places for place in with_during(found)]
 
 
 def with_during(place: Place) -> List[Place]:
     """While a statement is carried out: from where the run has set its own time-outs."""
-    if place.moment.when != "before" or re.match("login|BEGIN|SET |SELECT set_config", place.step):
+    if place.moment.when != "before" or has_no_timeouts(place.step):
         return [place]
     return [place, place._replace(moment=place.moment._replace(when="during"))]
+
+
+def has_no_timeouts(step: str) -> bool:
+    """Whether a step comes before the run has told the server when to give up by itself."""
+    return re.match("login|BEGIN|SET |SELECT set_config", step) is not None
 
 
 # What is broken: databases of our own, with a state from which every kind of change is made
@@ -338,12 +352,16 @@ def athlete_uuid(number: int) -> str:
     return str(uuid.UUID(int=0x10000000000040008000000000000000 + number))
 
 
+def known_name(number: int) -> str:
+    """Long, so that a COPY does not fit into the buffers on its way."""
+    return "%s %d %s" % (MARKER, number, "é" * 1500)
+
+
 def app_rows() -> List[Tuple[Optional[str], Optional[str]]]:
     """Of ten athletes six are known, two renamed, two new; and what is rejected, and what is repeated."""
     rows = []  # type: List[Tuple[Optional[str], Optional[str]]]
     for number in range(ATHLETES):
-        name = "%s %d é" % (MARKER, number)
-        rows.append((athlete_uuid(number), name if number % 10 < 6 else name + " anew"))
+        rows.append((athlete_uuid(number), known_name(number) + ("" if number % 10 < 6 else " anew")))
     rows += [(None, MARKER + " without"), ("no uuid", MARKER + " no uuid"), (athlete_uuid(10), None)]
     rows += [rows[20], (rows[30][0], MARKER + " in conflict")]
     rows[10] = rows[0]
@@ -351,8 +369,7 @@ def app_rows() -> List[Tuple[Optional[str], Optional[str]]]:
 
 
 def old_dimension() -> Dict[str, str]:
-    known = {athlete_uuid(number): "%s %d é" % (MARKER, number)
-             for number in range(ATHLETES) if number % 10 < 8}
+    known = {athlete_uuid(number): known_name(number) for number in range(ATHLETES) if number % 10 < 8}
     known.update({athlete_uuid(ATHLETES + number): "%s gone %d" % (MARKER, number) for number in range(100)})
     return known
 
@@ -518,9 +535,8 @@ class Verdict(NamedTuple):
 
 
 class Trial:
-    def __init__(self, lane: Lane, fault: Fault, verbose: bool = False, refresh: str = "always"):
-        self.lane, self.fault, self.kind = lane, fault, KINDS[fault.kind]
-        self.verbose, self.refresh = verbose, refresh
+    def __init__(self, lane: Lane, fault: Fault, verbose: bool):
+        self.lane, self.fault, self.kind, self.verbose = lane, fault, KINDS[fault.kind], verbose
         self.started, self.has_struck = threading.Event(), threading.Event()
         self.failure = None  # type: Optional[str]
         self.signalled = None  # type: Optional[float]
@@ -552,7 +568,7 @@ class Trial:
         self.arm()
         deadline = SHORT_DEADLINE if self.kind.waits else LONG_DEADLINE
         flags = ["-v"] if self.verbose else []
-        self.process = self.lane.start(self.lane.ports(), deadline, *flags, SYNC_REFRESH=self.refresh)
+        self.process = self.lane.start(self.lane.ports(), deadline, *flags, SYNC_REFRESH=self.fault.refresh)
         self.started.set()
         done = self.lane.finish(self.process)
         self.check_strike()
@@ -608,8 +624,9 @@ class Trial:
 
     def clear_up(self, done: Done) -> None:
         """Look for leftovers, if it can be while the fault lasts, and undo the fault."""
-        # A server that waits for COPY data minds no time-out of its own, only its network's.
-        lasts = not self.kind.stops_server and self.fault.moment.when not in ("mid", "end")
+        # A server that waits for COPY data minds no time-out of the run's, only its network's.
+        lasts = (self.fault.moment.when not in ("mid", "end") and not self.kind.stops_server
+                 and not has_no_timeouts(self.fault.step))
         steps = [lambda: self.check_leftovers(done), lambda: self.kind.mend(self)]
         for step in steps if lasts else reversed(steps):
             step()
@@ -627,7 +644,7 @@ class Trial:
             self.wait_for("the end of what was left", lambda: not self.lane.leftovers())
 
     def check_state(self, done: Done) -> str:
-        state = self.lane.state(self.refresh)
+        state = self.lane.state(self.fault.refresh)
         if state == "partial":
             self.blame("partial", "the dimension is neither old nor new")
         if len(self.lane.history()) != (state == "new"):
@@ -652,9 +669,9 @@ class Trial:
         if "Traceback" in done.err and not self.verbose:
             self.blame("outside", "a traceback")
         if done.code and not re.search(
-                r" ERROR (app|warehouse|sync): .+\. Next: .+\. Exit code %d\.$" % done.code, lines[-1]):
+                r" ERROR (app|warehouse|sync): .+\. Next: .+\bexit code %d\b" % done.code, lines[-1]):
             self.blame("outside", "last line %r" % lines[-1])
-        if state == "new" and "nothing was changed" in done.err:
+        if state == "new" and re.search("nothing was changed|rolled back", lines[-1]):
             self.blame("outside", "not true: %r" % lines[-1])
 
     def check_next_run(self) -> str:
@@ -669,7 +686,8 @@ class Trial:
 # Many faults
 
 
-def try_all(lanes: List[Lane], faults: List[Fault], tell: Callable[[Verdict], None]) -> List[Verdict]:
+def try_all(lanes: List[Lane], faults: List[Fault],
+            tell: Callable[[Verdict], None] = lambda verdict: None) -> List[Verdict]:
     """Try every fault, a thread a lane. Those that stop a server go to the last lane, alone on its servers."""
     alone, shared = queue.Queue(), queue.Queue()  # type: ignore[var-annotated]
     for number, fault in enumerate(faults):
@@ -679,8 +697,7 @@ def try_all(lanes: List[Lane], faults: List[Fault], tell: Callable[[Verdict], No
     def work(lane: Lane, queues: List[Any]) -> None:
         try:
             for number, fault in (item for one in queues for item in iter_queue(one)):
-                verdict = Trial(lane, fault, verbose=bool(number % 2),
-                                refresh="never" if number % 3 == 2 else "always").run()
+                verdict = Trial(lane, fault, verbose=bool(number % 2)).run()
                 verdicts.append(verdict)
                 tell(verdict)
         except Exception:
@@ -719,15 +736,20 @@ def is_clean(counts: Dict[str, int]) -> bool:
 
 
 @contextlib.contextmanager
-def fault_lanes(shared: int) -> Iterator[List[Lane]]:
+def fault_lanes(shared: int, lab: Optional[servers.Lab] = None) -> Iterator[List[Lane]]:
     """`shared` lanes on two servers, and one more on two of its own."""
     with contextlib.ExitStack() as stack:
-        lanes = []
-        for names in ([str(number) for number in range(shared)], ["alone"]):
-            lab = stack.enter_context(servers.two_servers(fsync="off", autovacuum="off"))
-            lab.set_up()
-            lanes += [stack.enter_context(Lane(lab, name)) for name in names]
-        yield lanes
+        labs = [lab or stack.enter_context(new_lab()), stack.enter_context(new_lab())]
+        names = ["%d" % number for number in range(shared)]
+        yield ([stack.enter_context(Lane(labs[0], name)) for name in names]
+               + [stack.enter_context(Lane(labs[1], "alone"))])
+
+
+@contextlib.contextmanager
+def new_lab() -> Iterator[servers.Lab]:
+    with servers.two_servers(fsync="off", autovacuum="off") as lab:
+        lab.set_up()
+        yield lab
 
 
 # Runs among writers
@@ -824,7 +846,7 @@ def main() -> int:
             wrong = run_among_writers(lanes[0], options.writers)
             print("\n".join(wrong + ["runs=%d wrong=%d" % (options.writers + 1, len(wrong))]))
             return 1 if wrong else 0
-        faults = chosen(matrix(record(lanes[0])), options)
+        faults = chosen(matrix(record_all(lanes[0])), options)
         if options.list:
             print("\n".join(map(str, faults)))
             return 0

@@ -22,6 +22,8 @@ from typing import Any, Callable, List, NamedTuple, Optional
 SSL_REQUEST, GSS_REQUEST, CANCEL_REQUEST = 80877103, 80877104, 80877102
 MID_COPY_BYTES = 3000
 TICK = 0.02
+# Small, so that a COPY that is held back is held back at the server too, and not in the network.
+BUFFER_BYTES = 16384
 # A statement of ours in front of the client's: the server is then at work for as long as a test needs.
 SLOW = b"SELECT pg_catalog.pg_sleep(3600); "
 
@@ -70,7 +72,9 @@ class Link(threading.Thread):
         """Pass messages on until either end closes; a stalled proxy swallows them and keeps both open."""
         lines = [self.client]
         if not self.proxy.stalled:
-            self.server = socket.create_connection(self.proxy.target)
+            self.server = socket.socket()
+            self.server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+            self.server.connect(self.proxy.target)
             lines.append(self.server)
         for line in lines:
             line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -192,6 +196,7 @@ class Proxy:
     def __init__(self, side: str, port: int):
         self.side, self.target = side, ("127.0.0.1", port)
         self.listener = socket.socket()
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         self.listener.bind(("127.0.0.1", 0))
         self.listener.listen(64)
         self.port = self.listener.getsockname()[1]
