@@ -10,6 +10,10 @@ PIP     = .venv/bin/python -m pip --disable-pip-version-check --quiet
 SCRIPT  = python/scripts/sync_athletes_from_app.py
 TESTS   = python/tests
 
+# Runs of the script as a subprocess count too, wherever they were started.
+COVERAGE    = .venv/bin/python -m coverage
+COVERAGE_RC = --rcfile=$(TESTS)/coveragerc
+
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | awk -F @ '{printf "%-18s %s\n", $$1, $$2}'
 
@@ -25,7 +29,12 @@ demo-stop:  ## stop and delete the servers that make demo KEEP=1 has left
 	@$(PYTHON) python/lab/demo.py --stop
 
 test: .venv/installed-dev  ## the whole suite on two throwaway Postgres servers; ARGS="-k rename" for a part
-	.venv/bin/python -m pytest $(TESTS) $(ARGS)
+	@$(COVERAGE) erase $(COVERAGE_RC)
+	$(COVERAGE) run $(COVERAGE_RC) -m pytest $(TESTS) $(ARGS)
+	@$(COVERAGE) combine --quiet $(COVERAGE_RC)
+	@$(COVERAGE) report $(COVERAGE_RC) $(if $(ARGS),,--fail-under=95)
+
+test: export COVERAGE_FILE = $(CURDIR)/.venv/.coverage
 
 lint: .venv/installed-dev  ## ruff, and vermin for Python 3.7
 	.venv/bin/python -m ruff check --isolated --select E4,E7,E9,F,W --ignore E402 python
