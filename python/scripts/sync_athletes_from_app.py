@@ -41,7 +41,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 SIGNALS_TO_STOP = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK")
                    if hasattr(signal, name)]
@@ -195,7 +195,7 @@ def side_settings(prefix: str, side: str) -> List[Setting]:
         Setting(prefix + "_USER", None, str, "the role to log in as"),
         Setting(prefix + "_PASSWORD", None, str, "its password"),
         Setting(prefix + "_DATABASE_URL", None, read_url, "a libpq URL instead of the five above"),
-        Setting(prefix + "_SSLMODE", None, read_sslmode, "TLS, as libpq's sslmode: require, verify-full, ..."),
+        Setting(prefix + "_SSLMODE", None, read_sslmode, "TLS, as libpq's sslmode: require, ..."),
         Setting(prefix + "_SSLROOTCERT", None, str, "file with the certificate authority to trust"),
     ]
 
@@ -217,6 +217,13 @@ SETTINGS = side_settings("APP", "app") + side_settings("WH", "warehouse") + [
 ]
 
 
+class Found(NamedTuple):
+    """A setting's text and where it came from."""
+
+    text: str
+    source: str
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """One database: the side it is on, and what libpq needs to reach it."""
@@ -235,6 +242,7 @@ class Settings:
     app: Endpoint
     warehouse: Endpoint
     values: Dict[str, Any] = field(repr=False)
+    found: Dict[str, "Found"] = field(repr=False)
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
@@ -249,9 +257,16 @@ class Settings:
             "uuid_column": uuid_column,
             "uuid_column_text": sql.Literal(uuid_column.strings[0]),
             "name_column": name_column,
+            "name_column_text": sql.Literal(name_column.strings[0]),
+            "app_schema_text": sql.Literal(schema_of(app_table)),
+            "dimension_schema_text": sql.Literal(schema_of(dimension)),
             "dimension": dimension,
             "dimension_text": sql.Literal(dimension.as_string(connection)),
         }
+
+
+def schema_of(table: sql.Identifier) -> Optional[str]:
+    return table.strings[-2] if len(table.strings) > 1 else None
 
 
 def read_settings(env_file: Optional[str]) -> Settings:
@@ -259,11 +274,12 @@ def read_settings(env_file: Optional[str]) -> Settings:
 
     Raises SyncProblem (configuration).
     """
-    found = {name: value for name, value in read_env_file(env_file).items() if value}
-    found.update({name: value for name, value in os.environ.items() if value})
+    from_file = read_env_file(env_file)
+    found = {name: Found(text, "file") for name, text in from_file.items() if text}
+    found.update({name: Found(text, "environment") for name, text in os.environ.items() if text})
     values, problems = {}, []
     for setting in SETTINGS:
-        text = found.get(setting.name, setting.default)
+        text = found[setting.name].text if setting.name in found else setting.default
         try:
             values[setting.name] = None if text is None else setting.read(text)
         except ValueError as problem:
@@ -274,7 +290,7 @@ def read_settings(env_file: Optional[str]) -> Settings:
         raise SyncProblem(CONFIGURATION, "settings", "; ".join(problems),
                           "set them in %s (cp .env.example .env) or in the environment"
                           % (env_file or PROJECT / ".env"))
-    return Settings(app, warehouse, values)
+    return Settings(app, warehouse, values, found)
 
 
 def read_env_file(env_file: Optional[str]) -> Dict[str, Optional[str]]:
@@ -519,36 +535,6 @@ VALUES (%(target)s, clock_timestamp() - %(seconds)s * interval '1 second', clock
         %(host)s, %(version)s, %(max_age)s)
 """
 
-# The same verdict as the view analytics.athlete_sync_health, which goes by the last run's SYNC_MAX_AGE.
-READ_HEALTH = """
-WITH run AS (
-    SELECT * FROM analytics.athlete_sync_run WHERE target = %(target)s
-), success AS (
-    SELECT max(finished_at) AS finished_at FROM run WHERE result = 'ok'
-), last AS (
-    SELECT result FROM run WHERE result <> 'skipped' ORDER BY run_id DESC LIMIT 1
-)
-SELECT CASE WHEN last.result IS NULL                                         THEN 'never ran'
-            WHEN last.result <> 'ok'                                         THEN 'failing'
-            WHEN success.finished_at < now() - %(max_age)s::interval         THEN 'stale'
-            ELSE 'healthy' END                                               AS verdict,
-       to_char(success.finished_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS last_success,
-       extract(epoch FROM now() - success.finished_at)::bigint               AS age_seconds
-  FROM success
-  LEFT JOIN last ON true
-"""
-
-READ_LAST_RUNS = """
-SELECT to_char(started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS started_at,
-       round(extract(epoch FROM finished_at - started_at)::numeric, 2)::float AS seconds,
-       mode, result, exit_code, source_rows AS source, inserted, updated, unchanged, missing,
-       rejected, repeated, rejects, message
-  FROM analytics.athlete_sync_run
- WHERE target = %(target)s
- ORDER BY run_id DESC
- LIMIT 10
-"""
-
 
 # ---------------------------------------------------------------------------------------------
 # The story
@@ -559,13 +545,16 @@ def main(argv: Optional[List[str]] = None) -> int:
     report = Report()
     try:
         options = read_command_line(argv, report)
-        settings = read_settings(options.env_file)
-        forget_libpq_variables()
-        with Watchdog(settings["SYNC_DEADLINE"], report) as watchdog:
-            if options.status:
-                show_status(settings, report, watchdog)
-            else:
-                sync_or_record_why_not(settings, options, report, watchdog)
+        if options.check:
+            show_checks(options, report)
+        else:
+            settings = read_settings(options.env_file)
+            forget_libpq_variables()
+            with Watchdog(settings["SYNC_DEADLINE"], report) as watchdog:
+                if options.status:
+                    show_status(settings, report, watchdog)
+                else:
+                    sync_or_record_why_not(settings, options, report, watchdog)
     except Exception as error:
         report.fail(understood(error))
     report.say_result()
@@ -897,8 +886,9 @@ def refuse_rejects(report: Report, options: argparse.Namespace) -> None:
     log.warning("app: %d rows rejected, such as uuid %s: %s; --json lists up to %d", report.rejected,
                 ascii(report.rejects[0]["uuid"]), report.rejects[0]["reason"], report.MOST_REJECTS)
     if options.strict:
-        refuse(SyncProblem(SQL_OR_DATA, "app", "%d rows rejected, and --strict allows none" % report.rejected,
-                           "--dry-run --json lists them; mend them in the app, or leave --strict out"), options)
+        refuse(SyncProblem(
+            SQL_OR_DATA, "app", "%d rows rejected, and --strict allows none" % report.rejected,
+            "--dry-run --json lists them; mend them in the app, or leave --strict out"), options)
 
 
 def compare_with_dimension(warehouse: Database, athletes: Athletes, report: Report) -> RowsToWrite:
@@ -995,7 +985,7 @@ def record_run(warehouse: Database, report: Report) -> None:
 def record_failure(settings: Settings, report: Report) -> None:
     """Write a failed run into the history, in a transaction of its own, if the warehouse can be reached."""
     try:
-        connection = psycopg2.connect(connect_timeout=5, **settings.warehouse.libpq)
+        connection = psycopg2.connect(**dict(settings.warehouse.libpq, connect_timeout=5))
         with connection.cursor() as cursor:
             cursor.execute(RECORD_RUN, history_row(settings, report))
         connection.commit()
@@ -1016,8 +1006,389 @@ def target_of(settings: Settings) -> str:
 
 
 # ---------------------------------------------------------------------------------------------
-# Looking without changing anything: --status
+# Looking without changing anything: --check and --status
 # ---------------------------------------------------------------------------------------------
+
+
+class Probe(NamedTuple):
+    """A question of --check. Each row of the answer is a line: is it well, what was found, what mends it."""
+
+    subject: str
+    if_not: str
+    question: str
+    next_step: str = ""  # where the answer has no third column
+    gate: bool = False   # without it the questions that follow make no sense
+
+
+VERSION_AND_ENCODING = [
+    Probe("version", "FAIL", """
+SELECT current_setting('server_version_num')::integer >= 90500,
+       'PostgreSQL ' || current_setting('server_version')
+""", "PostgreSQL 9.5 or later is needed"),
+
+    Probe("encoding", "warn", """
+SELECT current_setting('server_encoding') = 'UTF8', current_setting('server_encoding')
+""", "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0; a name that this one lacks stops a run"),
+]
+
+APP_PROBES = VERSION_AND_ENCODING + [
+    Probe("schema", "FAIL", """
+SELECT has_schema_privilege(oid, 'USAGE'), 'USAGE on ' || quote_ident(nspname)
+  FROM pg_catalog.pg_namespace
+ WHERE nspname = coalesce({app_schema_text}, current_schema())
+""", "GRANT USAGE ON SCHEMA {schema} TO {user};", gate=True),
+
+    Probe("table", "FAIL", """
+SELECT true, {app_table_text} || ', about ' || greatest(reltuples, 0)::bigint || ' rows'
+  FROM pg_catalog.pg_class
+ WHERE oid = {app_table_text}::regclass
+""", gate=True),
+
+    Probe("privilege", "FAIL", """
+SELECT has_table_privilege({app_table_text}::regclass, 'SELECT'), 'SELECT'
+""", "GRANT SELECT ON TABLE {table} TO {user};", gate=True),
+
+    Probe("columns", "FAIL", """
+SELECT count(*) = 2,
+       coalesce(string_agg(quote_ident(attname) || ' ' || format_type(atttypid, atttypmod), ', '),
+                'neither is there')
+  FROM pg_catalog.pg_attribute
+ WHERE attrelid = {app_table_text}::regclass
+   AND attname IN ({uuid_column_text}, {name_column_text})
+   AND NOT attisdropped
+""", "{columns}", gate=True),
+
+    Probe("row security", "warn", """
+SELECT NOT row_security_active({app_table_text}::regclass),
+       CASE WHEN row_security_active({app_table_text}::regclass) THEN 'may hide rows'
+            ELSE 'hides no row' END
+""", "ALTER ROLE {user} BYPASSRLS;"),
+
+    Probe("read only", "warn", """
+SELECT NOT rolsuper AND NOT may_write,
+       CASE WHEN rolsuper THEN 'the role is a superuser'
+            WHEN may_write THEN 'the role may write the table'
+            ELSE 'the role cannot write the table' END
+  FROM (SELECT rolsuper, has_table_privilege({app_table_text}::regclass,
+                                             'INSERT, UPDATE, DELETE, TRUNCATE') AS may_write
+          FROM pg_catalog.pg_roles
+         WHERE rolname = current_user) AS reader
+""", "ALTER ROLE {user} NOSUPERUSER; REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON TABLE {table} FROM {user};"),
+
+    Probe("rejects", "warn", """
+SELECT count(*) = 0, count(*) || ' rows without a name, or whose uuid is not a uuid'
+  FROM {app_table}
+ WHERE {uuid_column} IS NULL
+    OR {name_column} IS NULL
+    OR {uuid_column}::text !~* ('^([0-9a-f]{{4}}-?){{7}}[0-9a-f]{{4}}$'
+                             || '|^[{{]([0-9a-f]{{4}}-?){{7}}[0-9a-f]{{4}}[}}]$')
+""", "mend them in the app: --dry-run --json lists them"),
+
+    Probe("repeats", "warn", """
+SELECT count(*) = 0, count(*) || ' uuids that have several names'
+  FROM (SELECT 1
+          FROM {app_table}
+         GROUP BY lower({uuid_column}::text)
+        HAVING count(DISTINCT {name_column}::text COLLATE "C") > 1) AS conflict
+""", "mend them in the app: --dry-run --json lists them"),
+]
+
+WAREHOUSE_PROBES = VERSION_AND_ENCODING + [
+    Probe("writable", "FAIL", """
+SELECT NOT pg_is_in_recovery() AND current_setting('default_transaction_read_only') = 'off',
+       CASE WHEN pg_is_in_recovery() THEN 'it is a standby'
+            ELSE 'default_transaction_read_only is ' || current_setting('default_transaction_read_only') END,
+       CASE WHEN pg_is_in_recovery() THEN 'point WH_HOST at the primary'
+            ELSE 'ALTER ROLE {{user}} SET default_transaction_read_only = off;' END
+""", gate=True),
+
+    Probe("privilege", "FAIL", """
+SELECT has_database_privilege(current_database(), 'TEMPORARY'), 'TEMPORARY'
+""", "GRANT TEMPORARY ON DATABASE {database} TO {user};"),
+
+    Probe("schema", "FAIL", """
+SELECT has_schema_privilege(oid, 'USAGE'), 'USAGE on ' || quote_ident(nspname)
+  FROM pg_catalog.pg_namespace
+ WHERE nspname = coalesce({dimension_schema_text}, current_schema())
+""", "GRANT USAGE ON SCHEMA {schema} TO {user};", gate=True),
+
+    Probe("table", "FAIL", """
+SELECT true, {dimension_text} || ', about ' || greatest(reltuples, 0)::bigint || ' rows'
+  FROM pg_catalog.pg_class
+ WHERE oid = {dimension_text}::regclass
+""", gate=True),
+
+    Probe("privilege", "FAIL", """
+SELECT has_table_privilege({dimension_text}::regclass, name), name,
+       'GRANT ' || name || ' ON TABLE {{table}} TO {{user}};'
+  FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS name
+"""),
+
+    Probe("column", "FAIL", """
+SELECT coalesce(atttypid = wanted.type AND atttypmod = -1, false),
+       wanted.name || ' ' || coalesce(format_type(atttypid, atttypmod), 'is missing'),
+       'ALTER TABLE {{table}} '
+       || CASE WHEN attname IS NULL THEN 'ADD COLUMN ' || wanted.name || ' ' || wanted.type || wanted.extra
+               ELSE 'ALTER COLUMN ' || wanted.name || ' TYPE ' || wanted.type
+                    || ' USING ' || wanted.name || '::' || wanted.type END || ';'
+  FROM (VALUES ('athlete_uuid', 'uuid'::regtype, ''),
+               ('full_name', 'text'::regtype, ' NOT NULL DEFAULT $$$$'),
+               ('source_synced_at', 'timestamptz'::regtype, ' NOT NULL DEFAULT now()')
+       ) AS wanted (name, type, extra)
+  LEFT JOIN pg_catalog.pg_attribute
+    ON attrelid = {dimension_text}::regclass AND attname = wanted.name AND NOT attisdropped
+"""),
+
+    Probe("key", "FAIL", """
+SELECT count(*) > 0, coalesce(min(indexrelid::regclass::text), 'no unique index on athlete_uuid alone')
+  FROM pg_catalog.pg_index AS index
+  JOIN pg_catalog.pg_attribute AS key ON key.attrelid = indrelid AND key.attnum = indkey[0]
+ WHERE indrelid = {dimension_text}::regclass
+   AND attname = 'athlete_uuid'
+   AND indnatts = 1 AND indisunique AND indisvalid AND indimmediate AND indpred IS NULL
+""", "ALTER TABLE {table} ADD PRIMARY KEY (athlete_uuid);"),
+
+    Probe("upsert", "FAIL", """
+WITH tried AS (
+    INSERT INTO {dimension} (athlete_uuid, full_name, source_synced_at)
+    VALUES (md5(random()::text)::uuid, 'made up by --check', now())
+        ON CONFLICT (athlete_uuid) DO UPDATE SET full_name = EXCLUDED.full_name
+ RETURNING full_name
+)
+SELECT count(*) = 1 AND min(full_name) = 'made up by --check', 'tried and rolled back' FROM tried
+""", "something alters or drops what is written: psql -c '\\d+ {table}' {database}"),
+
+    Probe("triggers", "warn", """
+SELECT count(*) = 0, coalesce(string_agg(quote_ident(tgname), ', '), 'none'),
+       string_agg('ALTER TABLE {{table}} DISABLE TRIGGER ' || quote_ident(tgname) || ';', ' ')
+  FROM pg_catalog.pg_trigger
+ WHERE tgrelid = {dimension_text}::regclass AND NOT tgisinternal AND tgenabled <> 'D'
+"""),
+
+    Probe("cheap reruns", "warn", """
+SELECT false, 'index ' || indexrelid::regclass || ' is rewritten with every stamp',
+       'DROP INDEX ' || indexrelid::regclass || ';'
+  FROM pg_catalog.pg_index
+  JOIN pg_catalog.pg_attribute ON attrelid = indrelid AND attnum = ANY (indkey)
+ WHERE indrelid = {dimension_text}::regclass AND attname = 'source_synced_at'
+ UNION ALL
+SELECT relkind = 'p' OR fillfactor <= 70, 'fillfactor ' || fillfactor,
+       'ALTER TABLE {{table}} SET (fillfactor = 50);'
+  FROM (SELECT relkind, coalesce(substring(array_to_string(reloptions, ' ') FROM 'fillfactor=([0-9]+)'),
+                                 '100')::integer AS fillfactor
+          FROM pg_catalog.pg_class
+         WHERE oid = {dimension_text}::regclass) AS dimension
+"""),
+
+    Probe("run history", "warn", """
+SELECT has_table_privilege('analytics.athlete_sync_run', 'SELECT')
+       AND has_table_privilege('analytics.athlete_sync_run', 'INSERT')
+       AND has_sequence_privilege('analytics.athlete_sync_run_run_id_seq', 'USAGE'),
+       'analytics.athlete_sync_run'
+""", "GRANT SELECT, INSERT ON TABLE analytics.athlete_sync_run TO {user}; "
+          "GRANT USAGE ON SEQUENCE analytics.athlete_sync_run_run_id_seq TO {user};"),
+
+    Probe("health view", "warn", """
+SELECT has_table_privilege('analytics.athlete_sync_health', 'SELECT'), 'analytics.athlete_sync_health'
+""", "GRANT SELECT ON TABLE analytics.athlete_sync_health TO {user};"),
+]
+
+READ_CLOCK = "SELECT extract(epoch FROM clock_timestamp())::float"
+
+
+class Check(NamedTuple):
+    """A line of --check. `code` is what a run would exit with because of it."""
+
+    level: str
+    side: str
+    subject: str
+    found: str
+    next_step: str = ""
+    code: int = OK
+
+
+def show_checks(options: argparse.Namespace, report: Report) -> None:
+    """Look at everything a run needs, not only up to the first failure, and change nothing."""
+    try:
+        settings = read_settings(options.env_file)
+    except SyncProblem as problem:
+        checks = [failed("settings", problem)]
+    else:
+        checks = check_settings(settings)
+        forget_libpq_variables()
+        with Watchdog(settings["SYNC_DEADLINE"], report) as watchdog:
+            app_checks, app_clock = check_side(settings.app, APP_PROBES, settings, watchdog)
+            checks += app_checks
+            warehouse_checks, warehouse_clock = check_side(settings.warehouse, WAREHOUSE_PROBES,
+                                                           settings, watchdog)
+            checks += warehouse_checks + check_clocks(app_clock, warehouse_clock)
+    report.exit_code = max(check.code for check in checks)
+    if report.as_json:
+        report.answer = json.dumps({"exit_code": report.exit_code,
+                                    "checks": [check._asdict() for check in checks]})
+    else:
+        report.answer = "\n".join(check_lines(checks))
+
+
+def check_lines(checks: List[Check]) -> List[str]:
+    lines = []
+    for check in checks:
+        lines.append("%-4s %-9s %-12s %s" % (check.level, check.side, check.subject, check.found))
+        lines += ["     -> " + check.next_step] if check.next_step else []
+    levels = [check.level for check in checks]
+    return lines + ["%d ok, %d warn, %d FAIL" % (
+        levels.count("ok"), levels.count("warn"), levels.count("FAIL"))]
+
+
+def failed(subject: str, problem: SyncProblem) -> Check:
+    return Check("FAIL", problem.side, subject, problem.what, problem.next_step, problem.code)
+
+
+def check_settings(settings: Settings) -> List[Check]:
+    """Say where each setting came from, without the value of a secret."""
+    checks = []
+    for setting in SETTINGS:
+        text, source = settings.found.get(setting.name, (setting.default, "default"))
+        if text is not None:
+            secret = setting.name.endswith(("_PASSWORD", "_DATABASE_URL"))
+            checks.append(Check("ok", "settings", source,
+                                "%s %s" % (setting.name, "(hidden)" if secret else text)))
+    for endpoint in (settings.app, settings.warehouse):
+        checks += check_password(endpoint, settings)
+    return checks
+
+
+def check_password(endpoint: Endpoint, settings: Settings) -> List[Check]:
+    password = endpoint.libpq.get("password") or ""
+    if password == "CHANGE_ME":
+        return [Check("warn", "settings", "password", endpoint.prefix + "_PASSWORD is still CHANGE_ME",
+                      "ALTER ROLE {user} WITH PASSWORD '...'; and set {prefix}_PASSWORD".format(
+                          **names_for_advice(endpoint, settings)))]
+    if len(password) > 1 and password[0] == password[-1] and password[0] in "\"'":
+        return [Check("warn", "settings", "password",
+                      endpoint.prefix + "_PASSWORD begins and ends with a quote",
+                      "leave the quotes out, or let the script read .env by itself")]
+    return []
+
+
+def check_side(endpoint: Endpoint, probes: List[Probe], settings: Settings,
+               watchdog: Watchdog) -> Tuple[List[Check], Optional[float]]:
+    """Look at one side. Returns also how far its clock is ahead of ours, in seconds, if it told."""
+    checks = check_network(endpoint, settings)
+    if any(check.level == "FAIL" for check in checks):
+        return checks, None
+    try:
+        with connect(endpoint, settings, watchdog) as database:
+            checks += [Check("ok", endpoint.side, "login", endpoint.describe()), check_tls(database)]
+            checks += check_pooler(database)
+            clock = database.fetch_row(READ_CLOCK)[0] - time.time()
+            for probe in probes:
+                answers = ask(probe, database)
+                checks += answers
+                if probe.gate and any(answer.level == "FAIL" for answer in answers):
+                    return checks, clock
+            if endpoint.side == "warehouse":
+                checks.append(check_lock(database))
+            return checks, clock
+    except SyncProblem as problem:
+        return checks + [failed("login", problem)], None
+
+
+def ask(probe: Probe, database: Database) -> List[Check]:
+    """Put one question and roll it back, so that neither its effect nor its error stays."""
+    side, advice = database.endpoint.side, names_for_advice(database.endpoint, database.settings)
+    code = SQL_OR_DATA if probe.if_not == "FAIL" else OK
+    database.run("SAVEPOINT before_question")
+    try:
+        rows = database.run(probe.question).fetchall()
+    except SyncProblem as problem:
+        rows = [(False, problem.what, problem.next_step)]
+    database.run("ROLLBACK TO SAVEPOINT before_question")
+    checks = []
+    for is_well, found, *mends in rows or [(False, "not found")]:
+        next_step = mends[0] if mends else probe.next_step
+        for name in ("table", "user", "schema", "database", "columns"):
+            next_step = (next_step or "").replace("{%s}" % name, advice[name])
+        checks.append(Check("ok", side, probe.subject, found) if is_well
+                      else Check(probe.if_not, side, probe.subject, found, next_step, code))
+    return checks
+
+
+def check_network(endpoint: Endpoint, settings: Settings) -> List[Check]:
+    """Does the name resolve, does the port answer? Left to libpq where it is not one host and port."""
+    host, port = endpoint.libpq.get("host") or "", str(endpoint.libpq.get("port") or 5432)
+    if not host or host.startswith("/") or "," in host:
+        return []
+    try:
+        socket.create_connection((host, int(port)), settings["SYNC_CONNECT_TIMEOUT"]).close()
+        return [Check("ok", endpoint.side, "network", "%s port %s answers" % (host, port))]
+    except OSError as error:
+        found = "%s port %s: %s" % (host, port, error.strerror or error)
+        return [Check("FAIL", endpoint.side, "network", found,
+                      NOT_THERE.format(**names_for_advice(endpoint, settings)), CONNECTION)]
+
+
+def check_tls(database: Database) -> Check:
+    endpoint, host = database.endpoint, database.endpoint.libpq.get("host") or "/"
+    if database.connection.info.ssl_in_use:
+        return Check("ok", endpoint.side, "TLS", "on")
+    if host in ("localhost", "::1") or host.startswith(("127.", "/")):
+        return Check("ok", endpoint.side, "TLS", "off, within this machine")
+    return Check("warn", endpoint.side, "TLS", "off: names travel in the open",
+                 "set %s_SSLMODE=require, better verify-full" % endpoint.prefix)
+
+
+def check_pooler(database: Database) -> List[Check]:
+    if database.backend == database.connection.info.backend_pid:
+        return []
+    return [Check("ok", database.endpoint.side, "pooler", "there is one; a run is one transaction")]
+
+
+def check_lock(warehouse: Database) -> Check:
+    holder = lock_holder(warehouse)
+    if holder:
+        return Check("warn", "warehouse", "run's lock", "held by " + holder, "wait for that run to end")
+    return Check("ok", "warehouse", "run's lock", "free")
+
+
+def check_clocks(app_clock: Optional[float], warehouse_clock: Optional[float]) -> List[Check]:
+    if app_clock is None or warehouse_clock is None:
+        return []
+    apart = abs(app_clock - warehouse_clock)
+    if apart > 60:
+        return [Check("warn", "both", "clocks", "%.0f s apart" % apart, "on both servers: timedatectl status")]
+    return [Check("ok", "both", "clocks", "%.0f s apart" % apart)]
+
+
+# The same verdict as the view analytics.athlete_sync_health, which goes by the last run's SYNC_MAX_AGE.
+READ_HEALTH = """
+WITH run AS (
+    SELECT * FROM analytics.athlete_sync_run WHERE target = %(target)s
+), success AS (
+    SELECT max(finished_at) AS finished_at FROM run WHERE result = 'ok'
+), last AS (
+    SELECT result FROM run WHERE result <> 'skipped' ORDER BY run_id DESC LIMIT 1
+)
+SELECT CASE WHEN last.result IS NULL                                         THEN 'never ran'
+            WHEN last.result <> 'ok'                                         THEN 'failing'
+            WHEN success.finished_at < now() - %(max_age)s::interval         THEN 'stale'
+            ELSE 'healthy' END                                               AS verdict,
+       to_char(success.finished_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS last_success,
+       extract(epoch FROM now() - success.finished_at)::bigint               AS age_seconds
+  FROM success
+  LEFT JOIN last ON true
+"""
+
+READ_LAST_RUNS = """
+SELECT to_char(started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS started_at,
+       round(extract(epoch FROM finished_at - started_at)::numeric, 2)::float AS seconds,
+       mode, result, exit_code, source_rows AS source, inserted, updated, unchanged, missing,
+       rejected, repeated, rejects, message
+  FROM analytics.athlete_sync_run
+ WHERE target = %(target)s
+ ORDER BY run_id DESC
+ LIMIT 10
+"""
 
 
 def show_status(settings: Settings, report: Report, watchdog: Watchdog) -> None:
@@ -1417,17 +1788,22 @@ def server_words(error: psycopg2.Error) -> str:
 
 
 def problem_of(trouble: Trouble, words: str, endpoint: Endpoint, settings: Settings) -> SyncProblem:
+    return SyncProblem(trouble.code, endpoint.side, "%s: %s" % (trouble.meaning, words),
+                       trouble.next_step.format(**names_for_advice(endpoint, settings)))
+
+
+def names_for_advice(endpoint: Endpoint, settings: Settings) -> Dict[str, Any]:
+    """This installation's names, so that what is said can be pasted."""
     side, libpq = endpoint.side, endpoint.libpq
     table = settings["APP_TABLE" if side == "app" else "WH_TABLE"]
     names = {
         "prefix": endpoint.prefix, "setup": SETUP[side], "table": table.spelling,
-        "schema": quoted(table.identifier.strings[-2]) if len(table.identifier.strings) > 1 else "public",
+        "schema": quoted(schema_of(table.identifier) or "public"),
         "user": quoted(libpq.get("user", "?")), "database": quoted(libpq.get("dbname", "?")),
         "host": libpq.get("host", "?"), "port": libpq.get("port", 5432),
     }
     names.update(grants=GRANTS[side].format(**names), columns=COLUMNS[side].format(**names))
-    return SyncProblem(trouble.code, side, "%s: %s" % (trouble.meaning, words),
-                       trouble.next_step.format(**names))
+    return names
 
 
 def quoted(name: str) -> str:
@@ -1460,6 +1836,8 @@ def read_command_line(argv: Optional[List[str]], report: Report) -> argparse.Nam
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="do it all, report it, and roll back")
+    instead.add_argument("--check", action="store_true",
+                         help="look at all that a run needs and say what to type; changes nothing")
     instead.add_argument("--status", action="store_true",
                          help="say from the run history whether the warehouse is fresh; 0 if so, 3 if not")
     parser.add_argument("--strict", action="store_true", help="refuse the run if any row is rejected")
