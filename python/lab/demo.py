@@ -48,7 +48,7 @@ RECENT = """SELECT athlete_uuid, full_name, source_synced_at FROM analytics.athl
              ORDER BY source_synced_at DESC, athlete_uuid LIMIT 5;"""
 STALE = """SELECT athlete_uuid, full_name, source_synced_at FROM analytics.athlete_dim
              WHERE source_synced_at < NOW() - INTERVAL '2 days' ORDER BY source_synced_at ASC;"""
-HEALTH = "SELECT verdict, last_success_age, last_result, last_duration FROM analytics.athlete_sync_health;"
+HEALTH = "SELECT verdict, last_success_age, last_result FROM analytics.athlete_sync_health;"
 
 
 def main() -> int:
@@ -107,7 +107,7 @@ def show(keep: bool) -> None:
             write_env_file(lab)
             show_what_next(lab)
     if not keep:
-        print("\nServers stopped and deleted. To look around yourself: make demo KEEP=1. For real: README.md.")
+        print("\nServers stopped and deleted. To look around: make demo KEEP=1. For real: README.md.")
 
 
 def show_set_up(lab: Lab) -> None:
@@ -219,7 +219,8 @@ def stop_kept_servers() -> bool:
         raise RuntimeError(".env.demo is not the demo's own; give it another name")
     folder = Path(found["DEMO_FOLDER"])
     if folder.name.startswith("athlete-sync-") and folder.is_dir():
-        remove([Server(side, folder, Path(found["DEMO_BINDIR"]), {}) for side in ("app", "warehouse")], folder)
+        bindir = Path(found["DEMO_BINDIR"])
+        remove([Server(side, folder, bindir, {}) for side in ("app", "warehouse")], folder)
     ENV_FILE.unlink()
     print("Stopped and deleted the servers that an earlier demo had left running.")
     return True

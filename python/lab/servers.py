@@ -66,8 +66,8 @@ class Server:
         """Run initdb or pg_ctl, which refuse to run as root, as somebody else if we are."""
         with signals_held(), tempfile.TemporaryFile() as output:  # a server would never close a pipe
             done = subprocess.run([str(self.bindir / program)] + [str(a) for a in arguments],
-                                  cwd=str(self.folder), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                                  preexec_fn=leave_root(), start_new_session=True)
+                                  cwd=str(self.folder), stdin=subprocess.DEVNULL, stdout=output,
+                                  stderr=output, preexec_fn=leave_root(), start_new_session=True)
             if done.returncode:
                 output.seek(0)
                 server_log = self.log.read_text(errors="replace") if self.log.exists() else ""
