@@ -169,6 +169,12 @@ def read_refresh(text: str) -> str:
     return text if text in ("always", "never") else read_period(text)
 
 
+def read_ping_url(text: str) -> str:
+    if not re.match(r"https?://[^\s/]+", text):
+        raise ValueError("must begin with http:// or https:// and a host")
+    return text.rstrip("/")
+
+
 def read_url(text: str) -> Dict[str, str]:
     try:
         libpq = psycopg2.extensions.parse_dsn(text)
@@ -214,6 +220,8 @@ SETTINGS = side_settings("APP", "app") + side_settings("WH", "warehouse") + [
             "when an unchanged athlete is stamped again: always, after a time (30m, 12h, 2d), or never"),
     Setting("SYNC_MAX_AGE", "2d", read_period,
             "--status and the health view call an older last success stale"),
+    Setting("SYNC_PING_URL", None, read_ping_url,
+            "told of start and result, as healthchecks.io expects: URL/start, URL/<exit code>"),
 ]
 
 
@@ -558,11 +566,15 @@ def main(argv: Optional[List[str]] = None) -> int:
     except Exception as error:
         report.fail(understood(error))
     report.say_result()
+    ping_result(report)
     return report.exit_code
 
 
 def sync_or_record_why_not(settings: Settings, options: argparse.Namespace, report: Report,
                            watchdog: Watchdog) -> None:
+    if settings["SYNC_PING_URL"] and not options.dry_run:
+        report.ping_url, report.ping_until = settings["SYNC_PING_URL"], watchdog.ends_at
+        start_ping(report, "start", "")
     try:
         sync(settings, options, report, watchdog)
     except Exception as error:
@@ -610,7 +622,9 @@ class Report:
     repeated: Optional[int] = None
     rejects: List[Dict[str, Optional[str]]] = field(default_factory=list)
     message: Optional[str] = None
-    answer: Optional[str] = None  # what --status says instead of the result line
+    answer: Optional[str] = None  # what --check and --status say instead of the result line
+    ping_url: Optional[str] = None
+    ping_until: float = 0
     started: float = field(default_factory=time.monotonic)
     as_json: bool = False
     quiet: bool = False
@@ -994,6 +1008,31 @@ def record_failure(settings: Settings, report: Report) -> None:
         log.debug("warehouse: the failure is not in the run history: %s", type(unrecorded).__name__)
 
 
+PING_SECONDS = 10
+
+
+def ping_result(report: Report) -> None:
+    """Wait for the last ping, but not beyond the deadline, and hardly at all when interrupted."""
+    if report.ping_url:
+        left = 0 if report.exit_code == UNEXPECTED else report.ping_until - time.monotonic()
+        start_ping(report, str(report.exit_code), report.text_line()).join(
+            min(PING_SECONDS, max(0.5, left)))
+
+
+def start_ping(report: Report, event: str, body: str) -> threading.Thread:
+    thread = threading.Thread(target=ping, args=(report.ping_url, event, body), daemon=True)
+    thread.start()
+    return thread
+
+
+def ping(url: str, event: str, body: str) -> None:
+    import urllib.request  # here, because it takes as long to import as ten athletes to sync
+    try:
+        urllib.request.urlopen("%s/%s" % (url, event), body.encode(), PING_SECONDS).close()
+    except Exception as error:  # a courtesy: whatever goes wrong with it, the run goes on
+        log.warning("ping: SYNC_PING_URL/%s failed: %s", event, type(error).__name__)
+
+
 def history_row(settings: Settings, report: Report) -> Dict[str, Any]:
     return dict(vars(report), target=target_of(settings), seconds=report.seconds(),
                 rejects=json.dumps(report.rejects), host=platform.node(), version=VERSION,
@@ -1356,11 +1395,11 @@ def check_clocks(app_clock: Optional[float], warehouse_clock: Optional[float]) -
         return []
     apart = abs(app_clock - warehouse_clock)
     if apart > 60:
-        return [Check("warn", "both", "clocks", "%.0f s apart" % apart, "on both servers: timedatectl status")]
+        return [Check("warn", "both", "clocks", "%.0f s apart" % apart, "timedatectl status, on both")]
     return [Check("ok", "both", "clocks", "%.0f s apart" % apart)]
 
 
-# The same verdict as the view analytics.athlete_sync_health, which goes by the last run's SYNC_MAX_AGE.
+# The verdict of the view analytics.athlete_sync_health, which goes by the SYNC_MAX_AGE of the last run.
 READ_HEALTH = """
 WITH run AS (
     SELECT * FROM analytics.athlete_sync_run WHERE target = %(target)s
