@@ -19,15 +19,17 @@ def test_of_twenty_runs_started_at_once_one_writes_and_the_others_skip(world):
         processes = [world.start() for _ in range(RUNS)]
         running = wait_for_all_but_one(processes)  # which cannot end while the table is locked
         backend, since = world.warehouse.sql(
-            "SELECT pid, extract(year FROM xact_start)::integer FROM pg_locks JOIN pg_stat_activity USING (pid)"
+            "SELECT pid, extract(year FROM xact_start)::integer"
+            "  FROM pg_locks JOIN pg_stat_activity USING (pid)"
             " WHERE locktype = 'advisory' AND granted")[0]
     runs = {process: finish(process) for process in processes}
     winner = runs.pop(running)
+    holder = r"warehouse: .*\b%d\b.*\b127\.0\.0\.1\b.*since .*%d-" % (backend, since)
     assert (winner.code, winner.result["result"]) == (0, "ok"), winner
     for run in runs.values():
         assert (run.code, run.result["result"]) == (0, "skipped"), run
         assert float(run.result["seconds"]) < 3, run
-        assert re.search(r"warehouse: .*\b%d\b.*\b127\.0\.0\.1\b.*since .*%d-" % (backend, since), run.err), run
+        assert re.search(holder, run.err), run
     assert world.dimension() == {ANN: "Ann Anders", BOB: "Bob Borg"}
     assert [row["result"] for row in world.history()].count("ok") == 1
 
