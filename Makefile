@@ -9,6 +9,8 @@ PYTHON ?= python3
 PIP     = .venv/bin/python -m pip --disable-pip-version-check --quiet
 SCRIPT  = python/scripts/sync_athletes_from_app.py
 TESTS   = python/tests
+ROWS   ?= 1000000
+ROUNDS ?= 3
 
 # Runs of the script as a subprocess count too, wherever they were started.
 COVERAGE    = .venv/bin/python -m coverage
@@ -21,6 +23,12 @@ install: .venv/installed  ## make .venv and install what the sync needs; PYTHON=
 
 sync: install  ## run the sync; options as in make sync ARGS=--dry-run
 	@.venv/bin/python $(SCRIPT) $(ARGS)
+
+check: install  ## look at all that a run needs, and say what to type; changes nothing
+	@.venv/bin/python $(SCRIPT) --check $(ARGS)
+
+status: install  ## is the warehouse fresh? the verdict and the last runs
+	@.venv/bin/python $(SCRIPT) --status $(ARGS)
 
 demo: .venv/installed-dev  ## watch the sync at work on two throwaway Postgres servers; KEEP=1 keeps them
 	@.venv/bin/python python/lab/demo.py $(if $(KEEP),--keep)
@@ -36,6 +44,12 @@ test: .venv/installed-dev  ## the whole suite on two throwaway Postgres servers;
 
 test: export COVERAGE_FILE = $(CURDIR)/.venv/.coverage
 
+test-faults: .venv/installed-dev  ## break each step of a run in every way known, 20 minutes; ARGS=--help
+	.venv/bin/python $(TESTS)/faults.py $(ARGS)
+
+bench: .venv/installed-dev  ## beside plain psql: ROWS=1000000 ROUNDS=3, CHART=1 draws python/lab/bench.svg
+	@.venv/bin/python python/lab/bench.py --rows $(ROWS) --rounds $(ROUNDS) $(if $(CHART),--chart)
+
 lint: .venv/installed-dev  ## ruff, and vermin for Python 3.7
 	.venv/bin/python -m ruff check --isolated --select E4,E7,E9,F,W --ignore E402 python
 	.venv/bin/vermin -q -t=3.7- --no-tips --violations python
@@ -45,7 +59,7 @@ clean:  ## delete .venv, caches and a kept demo; .env and logs stay
 	rm -rf .venv .pytest_cache .ruff_cache .coverage .coverage.*
 	find python -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install sync demo demo-stop test lint clean
+.PHONY: help install sync check status demo demo-stop test test-faults bench lint clean
 
 # ---------------------------------------------------------------------------------------------
 # .venv: system Pythons refuse pip, and cron needs a path that stays

@@ -2,38 +2,35 @@
 
   make bench                            1,000,000 athletes, 3 rounds
   make bench ROWS=100000 ROUNDS=5       any number
-  make bench CHART=1                    also draws python/lab/bench.svg, from 10,000 athletes to ROWS
+  make bench CHART=1                    10,000 athletes to ROWS, drawn as python/lab/bench.svg
 
 Each round runs every case twice from the same state, once by the script, once by psql (COPY out |
-COPY into a temp table, ANALYZE, the same INSERT, COMMIT; no counting, no proof), in turns first.
-Both warehouses lie on one server, are vacuumed and checkpointed before each run, and fsync is on.
+COPY into a temp table, ANALYZE, the same INSERT, COMMIT; no counting, no proof), by turns first.
+Both warehouses lie on one server. Both dimensions are vacuumed before each run, as autovacuum would
+between two nights, and each round begins with a checkpoint. fsync is on.
 """
 
 from __future__ import annotations
 
 import argparse
-
 import os
 import subprocess
 import sys
 import time
 from statistics import median
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional
 
 from athletes import fill_app
-from servers import PROJECT, SCRIPT, WRITER_PASSWORD, Lab, two_servers
+from servers import PROJECT, SCRIPT, Lab, two_servers
 
 OURS, PSQL = "warehouse", "warehouse_psql"  # two databases, so that each side keeps its own state
 
 COPY_OUT = 'COPY (SELECT uuid, name FROM public."User") TO STDOUT'
 
-PSQL_LOAD = """
-BEGIN;
-CREATE TEMP TABLE staged (athlete_uuid UUID, full_name TEXT) ON COMMIT DROP;
-COPY staged FROM STDIN;
-"""
+# psql reads the rows from its standard input, so its statements come with -c, one by one.
+PSQL_LOAD = ["BEGIN", "CREATE TEMP TABLE staged (athlete_uuid UUID, full_name TEXT) ON COMMIT DROP",
+             "COPY staged FROM STDIN"]
 
-# psql reads the rows from its standard input, so the statements after the COPY come with -c.
 PSQL_ALL = """
 INSERT INTO analytics.athlete_dim (athlete_uuid, full_name, source_synced_at)
 SELECT athlete_uuid, full_name, now() FROM staged ORDER BY athlete_uuid
@@ -80,18 +77,25 @@ class Run(NamedTuple):
     peak_bytes: int
 
 
+Results = Dict[str, Dict[str, List[Run]]]  # by case, then by who
+
+
 def main() -> int:
     options = read_command_line()
-    with two_servers() as lab:
+    # So that a checkpoint falls where a round begins, not by chance within one run.
+    with two_servers(max_wal_size="'8GB'", checkpoint_timeout="'1h'") as lab:
         lab.set_up()
+        lab.app.psql("-qc", 'ALTER TABLE public."User" ADD PRIMARY KEY (uuid)')  # Prisma's @id
         lab.warehouse.psql("-qc", "CREATE DATABASE %s" % PSQL, database="postgres")
         set_up_psql_warehouse(lab)
-        print(header(lab, options))
-        results = bench(lab, options.rows, options.rounds)
-        print_table(results)
+        header_text = header(lab, options)
+        print(header_text + "\n")
+        sizes = [size for size in (10000, 100000) if size < options.rows and options.chart]
+        by_size = {size: bench(lab, size, options.rounds) for size in sizes + [options.rows]}
+        print_table(by_size[options.rows])
         print_small_case(lab, options.rounds)
-        if options.chart:
-            draw_chart(lab, options, results)
+    if options.chart:
+        draw_chart(by_size, header_text)
     return 0
 
 
@@ -99,8 +103,8 @@ def set_up_psql_warehouse(lab: Lab) -> None:
     lab.warehouse.psql("-qf", str(PROJECT / "sql" / "warehouse_setup.sql"), database=PSQL)
 
 
-def bench(lab: Lab, rows: int, rounds: int) -> Dict[str, Dict[str, List[Run]]]:
-    results = {case.name: {OURS: [], PSQL: []} for case in CASES}  # type: Dict[str, Dict[str, List[Run]]]
+def bench(lab: Lab, rows: int, rounds: int) -> Results:
+    results: Results = {case.name: {OURS: [], PSQL: []} for case in CASES}
     for round_ in range(rounds):
         start_over(lab, rows)
         for case in CASES:
@@ -117,10 +121,12 @@ def start_over(lab: Lab, rows: int) -> None:
     fill_app(lab.app, rows)
     for database in (OURS, PSQL):
         lab.warehouse.psql("-qc", "TRUNCATE analytics.athlete_dim", database=database)
+    lab.warehouse.psql("-qc", "CHECKPOINT")
 
 
 def measure(lab: Lab, who: str, case: Case) -> Run:
-    ask = lambda question: lab.warehouse.psql("-qAtc", question, database=who).strip()
+    def ask(question: str) -> str:
+        return lab.warehouse.psql("-qAtc", question, database=who).strip()
     lab.warehouse.psql("-qc", "VACUUM ANALYZE analytics.athlete_dim", database=who)
     before_lsn, before_xid = ask("SELECT pg_current_wal_insert_lsn()"), ask("SELECT txid_current()")
     started = time.perf_counter()
@@ -135,7 +141,7 @@ def measure(lab: Lab, who: str, case: Case) -> Run:
 def run_script(lab: Lab, case: Case) -> int:
     """Run the sync and return its peak memory in bytes, as the operating system counts it."""
     process = subprocess.Popen([sys.executable, str(SCRIPT), "-q"],
-                               env=lab.environment(SYNC_REFRESH=case.refresh, SYNC_MAX_UPDATED_PERCENT="100"))
+                               env=lab.environment(SYNC_REFRESH=case.refresh))
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = status
     if status:
@@ -147,7 +153,7 @@ def run_psql(lab: Lab, case: Case) -> int:
     extract = subprocess.Popen(lab.app.psql_command("-qc", COPY_OUT), env=lab.app.psql_environment(),
                                stdout=subprocess.PIPE)
     insert = PSQL_ALL if case.refresh == "always" else PSQL_CHANGED
-    statements = [text for text in PSQL_LOAD.split(";\n") if text.strip()] + ["ANALYZE staged", insert, "COMMIT"]
+    statements = PSQL_LOAD + ["ANALYZE staged", insert, "COMMIT"]
     arguments = [argument for statement in statements for argument in ("-c", statement)]
     load = subprocess.run(lab.warehouse.psql_command("-q", *arguments, database=PSQL),
                           env=lab.warehouse.psql_environment(), stdin=extract.stdout)
@@ -156,7 +162,7 @@ def run_psql(lab: Lab, case: Case) -> int:
     return 0
 
 
-def print_table(results: Dict[str, Dict[str, List[Run]]]) -> None:
+def print_table(results: Results) -> None:
     print("%-28s %7s %7s %6s %6s %10s %10s %8s" % (
         "case", "ours s", "psql s", "ratio", "bar", "WAL kB", "versions", "peak MB"))
     for case in CASES:
@@ -188,9 +194,36 @@ def print_small_case(lab: Lab, rounds: int) -> None:
 
 def header(lab: Lab, options: argparse.Namespace) -> str:
     version = lab.warehouse.psql("-qAtc", "SHOW server_version").strip()
-    return "%s athletes, %d rounds, medians; PostgreSQL %s, Python %s, %s cores, %s\n" % (
+    return "%s athletes, %d rounds, medians; PostgreSQL %s, Python %s, %s cores, %s" % (
         format(options.rows, ","), options.rounds, version, sys.version.split()[0], os.cpu_count(),
         time.strftime("%Y-%m-%d"))
+
+
+def draw_chart(by_size: Dict[int, Results], title: str) -> None:
+    """Draw the ratios at the largest size, and how both scale, into bench.svg."""
+    import matplotlib
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "bench"  # the same figures give the same file
+    from matplotlib import pyplot
+    figure, (bars, lines) = pyplot.subplots(1, 2, figsize=(11, 4.5))
+    largest = by_size[max(by_size)]
+    names = [case.name for case in CASES]
+    bars.barh(names, [ratio(largest[name][OURS], largest[name][PSQL]) for name in names], color="#4477aa")
+    for place, case in enumerate(CASES):
+        bars.plot([case.bar] * 2, [place - 0.4, place + 0.4], color="#cc3311")
+    bars.axvline(1, color="grey", linestyle=":")
+    bars.invert_yaxis()
+    bars.set_xlabel("seconds, ours / psql | psql (red: the bar it must stay under)")
+    for case, colour in zip(CASES, ("#4477aa", "#228833", "#aa3377", "#ccbb44")):
+        for who, style in ((OURS, "-"), (PSQL, ":")):
+            lines.plot(sorted(by_size), [median(run.seconds for run in by_size[size][case.name][who])
+                                         for size in sorted(by_size)], style, marker="o", color=colour,
+                       label=case.name if who == OURS else None)
+    lines.set(xscale="log", yscale="log", xlabel="athletes", ylabel="seconds (dotted: psql | psql)")
+    lines.legend(fontsize="small")
+    figure.suptitle(title, fontsize="small")
+    figure.tight_layout()
+    figure.savefig(str(PROJECT / "python" / "lab" / "bench.svg"), metadata={"Date": None})
 
 
 def read_command_line() -> argparse.Namespace:
