@@ -1733,7 +1733,7 @@ TROUBLES = {
     "53300": Trouble(CONNECTION, "the server has no connection free",
                      "run it again, or raise max_connections"),
     "53400": Trouble(SQL_OR_DATA, "a limit of the server is reached",
-                     "raise it for the role: ALTER ROLE {user} SET ..."),
+                     "raise the limit it names, for {user} or for all"),
     "55P03": Trouble(SQL_OR_DATA, "another session holds a lock",
                      "SELECT * FROM pg_stat_activity WHERE state <> 'idle'; then run it again"),
     "57014": Trouble(SQL_OR_DATA, "the statement was cancelled",
@@ -1776,6 +1776,8 @@ CONNECT_TROUBLES = [
                             "and {prefix}_HOST to the name in it")),
     ("SSL", Trouble(CONNECTION, "TLS could not be agreed on",
                     "{prefix}_SSLMODE=disable if the server has no TLS, =require if it insists on it")),
+    ("permission denied for database", Trouble(CONNECTION, "the role may not connect to the database",
+                                               "GRANT CONNECT ON DATABASE {database} TO {user};")),
     ("database", TROUBLES["3D000"]),
     ("role", Trouble(CONNECTION, "the role does not exist", "check {prefix}_USER, or run: {setup}")),
 ]
