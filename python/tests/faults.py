@@ -638,8 +638,8 @@ class Trial:
     def clear_up(self, done: Done) -> None:
         """Look for leftovers, if it can be while the fault lasts, and undo the fault."""
         # A server that waits for COPY data minds no time-out of the run's, only its network's.
-        lasts = (self.fault.moment.when not in ("mid", "end") and not self.kind.stops_server
-                 and not has_no_timeouts(self.fault.step))
+        lasts = (self.kind.waits and not self.kind.stops_server and not has_no_timeouts(self.fault.step)
+                 and self.fault.moment.when not in ("mid", "end"))
         steps = [lambda: self.check_leftovers(done), lambda: self.kind.mend(self)]
         for step in steps if lasts else reversed(steps):
             step()
