@@ -205,7 +205,8 @@ class World:
     def sync(self, *flags, **settings):
         """Run main() in this process with --json. For what a row becomes; a tenth of a subprocess's time."""
         with self.held_to_the_rules(settings) as runs:
-            runs.append(run_in_process(self.script, arguments(("--json",) + flags), self.environment(settings)))
+            runs.append(run_in_process(self.script, arguments(("--json",) + flags),
+                                       self.environment(settings)))
         return runs[0]
 
     def run(self, *flags, **settings):
@@ -214,8 +215,8 @@ class World:
             runs.append(finish(self.start(*flags, **settings)))
         return runs[0]
 
-    def start(self, *flags, command=(sys.executable, str(SCRIPT)), env_file=NO_SETTINGS.name, stderr=subprocess.PIPE,
-              **settings):
+    def start(self, *flags, command=(sys.executable, str(SCRIPT)), env_file=NO_SETTINGS.name,
+              stderr=subprocess.PIPE, **settings):
         """Start the script and return the process; end it with finish(). It is killed when the test ends."""
         process = subprocess.Popen(
             list(command) + arguments(flags, env_file), env=self.environment(settings), cwd=os.sep,

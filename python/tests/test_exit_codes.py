@@ -44,7 +44,8 @@ def test_done(world):
     run = world.run()
     assert run.code == 0, run
     assert RESULT_LINE.match(run.out) and run.out.count("\n") == 1, run
-    assert run.out.startswith("result=ok mode=full source=4 inserted=1 updated=1 unchanged=0 missing=0 rejected=1 ")
+    assert run.out.startswith(
+        "result=ok mode=full source=4 inserted=1 updated=1 unchanged=0 missing=0 rejected=1 seconds=")
     assert all(LOG_LINE.match(line) for line in run.err.splitlines()), run
 
 
@@ -55,8 +56,9 @@ def test_done_as_json(world):
     assert list(run.result) == RESULT_KEYS
     assert isinstance(run.result.pop("seconds"), float)
     assert run.result.items() >= dict(
-        result="ok", exit_code=0, mode="full", dry_run=True, source=2, inserted=1, updated=0, unchanged=0, missing=0,
-        rejected=1, repeated=0, message=None, rejects=[{"uuid": "x", "reason": "uuid is not a uuid"}]).items()
+        result="ok", exit_code=0, mode="full", dry_run=True, source=2, inserted=1, updated=0, unchanged=0,
+        missing=0, rejected=1, repeated=0, message=None,
+        rejects=[{"uuid": "x", "reason": "uuid is not a uuid"}]).items()
 
 
 def test_quiet_is_silent_where_all_is_well(world):
@@ -77,7 +79,8 @@ def test_help_is_the_docstring(world):
     run = world.run("--help", APP_HOST=None)
     assert (run.code, run.err) == (0, ""), run
     assert world.script.__doc__.strip() in run.out
-    for option in ("--dry-run", "--strict", "--allow-updates", "--env-file", "--json", "--quiet", "--verbose", "--version"):
+    for option in ("--dry-run", "--strict", "--allow-updates", "--env-file", "--json", "--quiet",
+                   "--verbose", "--version"):
         assert option in run.out
 
 
@@ -93,7 +96,7 @@ def test_a_dry_run_says_so(world):
 # 1 configuration
 
 
-REQUIRED = ["%s_%s" % (prefix, name) for prefix in ("APP", "WH") for name in ("HOST", "DB", "USER", "PASSWORD")]
+REQUIRED = [prefix + name for prefix in ("APP_", "WH_") for name in ("HOST", "DB", "USER", "PASSWORD")]
 
 
 @pytest.mark.parametrize("name", REQUIRED)
@@ -155,7 +158,8 @@ def env_files(folder):
 
 
 @pytest.mark.parametrize("name, words", [
-    ("missing.env", "No such file"), ("folder.env", "Is a directory"), ("latin1.env", "UTF-8"), ("utf16.env", "UTF-8")])
+    ("missing.env", "No such file"), ("folder.env", "Is a directory"), ("latin1.env", "UTF-8"),
+    ("utf16.env", "UTF-8")])
 def test_an_env_file_that_cannot_be_read(world, tmp_path, name, words):
     env_files(tmp_path)
     check_failure(world.run("--env-file", str(tmp_path / name)), 1, words, name, "--env-file")
@@ -163,7 +167,8 @@ def test_an_env_file_that_cannot_be_read(world, tmp_path, name, words):
 
 @pytest.mark.parametrize("url", [
     "postgres://reader:s3cr3t@host:port/app", "mysql://reader:s3cr3t@host/app",
-    "postgres://reader:s3cr3t%zz@host/app", "host=h password=s3cr3t nonsense=1", "postgres://reader:s3cr3t@[::1/app"])
+    "postgres://reader:s3cr3t%zz@host/app", "host=h password=s3cr3t nonsense=1",
+    "postgres://reader:s3cr3t@[::1/app"])
 def test_a_malformed_url_keeps_its_password(world, url):
     run = world.sync("-v", WH_DATABASE_URL=url)
     assert run.code == 1 and "WH_DATABASE_URL" in run.error, run
@@ -238,14 +243,18 @@ def test_the_deadline(world, side):
 
 
 MISSING = {
-    "app: no such table": (dict(APP_TABLE='public."Users"'), 'relation "public.Users" does not exist', "APP_TABLE"),
-    "app: its name unquoted": (dict(APP_TABLE="public.User"), 'relation "public.user" does not exist', '"User"'),
+    "app: no such table": (dict(APP_TABLE='public."Users"'), 'relation "public.Users" does not exist',
+                           "APP_TABLE"),
+    "app: its name unquoted": (dict(APP_TABLE="public.User"), 'relation "public.user" does not exist',
+                               '"User"'),
     "app: no such schema": (dict(APP_TABLE='nowhere."User"'), 'nowhere.User" does not exist', "APP_TABLE"),
     "app: no such uuid column": (dict(APP_UUID_COLUMN="id"), 'column "id" does not exist', "APP_UUID_COLUMN"),
-    "app: no such name column": (dict(APP_NAME_COLUMN="fullName"), 'column "fullname" does not exist', "APP_NAME_COLUMN"),
+    "app: no such name column": (dict(APP_NAME_COLUMN="fullName"), 'column "fullname" does not exist',
+                                 "APP_NAME_COLUMN"),
     "warehouse: no such table": (dict(WH_TABLE="analytics.athlete"), '"analytics.athlete" does not exist',
                                  "sql/warehouse_setup.sql"),
-    "warehouse: no such schema": (dict(WH_TABLE="nowhere.athlete_dim"), '"nowhere.athlete_dim" does not exist',
+    "warehouse: no such schema": (dict(WH_TABLE="nowhere.athlete_dim"),
+                                  '"nowhere.athlete_dim" does not exist',
                                   "sql/warehouse_setup.sql"),
     "warehouse: a table of another shape": (dict(WH_TABLE="public.bystander"), "", ""),
 }
@@ -276,10 +285,11 @@ REVOKED = {
 def test_a_privilege_is_missing_and_the_message_gives_it_back(world, name):
     """What `Next:` says is typed in as it stands, and heals the run."""
     side, what = name.split(":")[0], REVOKED[name]
-    server, role = {"app": (world.app, "app_readonly"), "warehouse": (world.warehouse, "warehouse_writer")}[side]
+    server, role = getattr(world, side), {"app": "app_readonly", "warehouse": "warehouse_writer"}[side]
     everybody = ", PUBLIC" if name in ("app: USAGE", "warehouse: TEMP") else ""
     world.app_has((ANN, "Ann Archer"))
-    with server.changed("REVOKE %s FROM %s" % (what, role + everybody), "GRANT %s TO %s" % (what, role + everybody)):
+    with server.changed("REVOKE %s FROM %s" % (what, role + everybody),
+                        "GRANT %s TO %s" % (what, role + everybody)):
         run = world.run()
         check_failure(run, 3, "ERROR %s: " % side, "permission denied", "GRANT")
         assert world.dimension() == {}
@@ -347,7 +357,8 @@ def test_a_defect(world, tmp_path, module, text):
 
 
 @pytest.mark.parametrize("settings", [
-    dict(APP_PORT="abc"), dict(APP_PASSWORD="wr0ng"), dict(APP_TABLE="public.nowhere"), dict(WH_TABLE="nowhere.dim")])
+    dict(APP_PORT="abc"), dict(APP_PASSWORD="wr0ng"), dict(APP_TABLE="public.nowhere"),
+    dict(WH_TABLE="nowhere.dim")])
 def test_verbose_adds_the_traceback(world, settings):
     run = world.sync("-v", **settings)
     assert 'File "' in run.err and " ERROR " in run.error, run
@@ -362,7 +373,8 @@ def test_nobody_listens(world, streams, settings, code):
         pytest.skip("this system has no /dev/full")
     world.app_has((ANN, "Ann Archer"))
     line = '"$0" "$@" %s; echo "code ${PIPESTATUS[0]}" >&3' % streams
-    run = finish(world.start(command=["bash", "-c", "exec 3>&2; " + line, sys.executable, str(SCRIPT)], **settings))
+    run = finish(world.start(command=["bash", "-c", "exec 3>&2; " + line, sys.executable, str(SCRIPT)],
+                             **settings))
     assert run.err.splitlines()[-1] == "code %d" % code, run
     assert world.dimension() == ({ANN: "Ann Archer"} if code == 0 else {})
 

@@ -12,16 +12,23 @@ from conftest import ANN
 from lab.servers import PROJECT
 
 NAMES_FROM_HELL = [
-    "O'Brien", '"quoted"', "''", '""', "tab\tin it", "\tfirst", "last\t", "line\nbreak", "\n", "\n\n", "ends in\n",
+    "O'Brien", '"quoted"', "''", '""', "tab\tin it", "\tfirst", "last\t", "line\nbreak", "\n", "\n\n",
+    "ends in\n",
     "carriage\rreturn", "\r", "both\r\n", "\r\n", "back\\slash", "\\", "\\\\", "\\\\\\", "ends in\\",
-    "\\.", "\\.\n", "\n\\.\n", "above\n\\.\nbelow", "a\\.", "\\N", "\\\\N", "\t\\N", "a\t\\N", "\n\\N", "\\N\\N", "N",
-    "\\n", "\\t", "\\r", "\\x41", "\\101", "\\u0041", "NULL", "null", "nan", "NaN", "None", "NA", "N/A", "inf",
+    "\\.", "\\.\n", "\n\\.\n", "above\n\\.\nbelow", "a\\.", "\\N", "\\\\N", "\t\\N", "a\t\\N", "\n\\N",
+    "\\N\\N", "N",
+    "\\n", "\\t", "\\r", "\\x41", "\\101", "\\u0041", "NULL", "null", "nan", "NaN", "None", "NA", "N/A",
+    "inf",
     "", " ", "   ", " leading", "trailing ", "1", "007", "1e5", "True", "=1+1", "@SUM(A1)", "-1", "+1",
-    "; DROP TABLE public.\"User\"; --", "'); DELETE FROM analytics.athlete_dim; --", "$$", "$1", "%s", "%(name)s", "%%",
+    "; DROP TABLE public.\"User\"; --", "'); DELETE FROM analytics.athlete_dim; --", "$$", "$1", "%s",
+    "%(name)s", "%%",
     "{}", "{dimension}", "a,b;c|d", "# no comment", "<b>&amp;</b>", "`id`", "$(id)",
-    "Jose\u0301", "Jos\u00e9", "Z\u0351\u0306\u0318a\u0334\u0300l\u030cgo", "\u1112\u1161\u11ab", "\u0130\u0131\u017f\u00df",
-    "\U0001f3c3\U0001f3fd\u200d\u2640\ufe0f", "\U0001f1e9\U0001f1ea", "\u05d3\u05df \u05e9", "\u202e\u0645\u062d\u0645\u062f\u202c",
-    "\u738b\u5c0f\u660e", "\U0002070e", "\ufeffbom", "\u200b", "\u00a0", "\u2028", "\u0085", "\ufffd", "\ufffe", "\uffff",
+    "Jose\u0301", "Jos\u00e9", "Z\u0351\u0306\u0318a\u0334\u0300l\u030cgo", "\u1112\u1161\u11ab",
+    "\u0130\u0131\u017f\u00df",
+    "\U0001f3c3\U0001f3fd\u200d\u2640\ufe0f", "\U0001f1e9\U0001f1ea", "\u05d3\u05df \u05e9",
+    "\u202e\u0645\u062d\u0645\u062f\u202c",
+    "\u738b\u5c0f\u660e", "\U0002070e", "\ufeffbom", "\u200b", "\u00a0", "\u2028", "\u0085", "\ufffd",
+    "\ufffe", "\uffff",
     "\U0010ffff", "\x7f", "".join(map(chr, range(1, 32))),
 ] + [chr(code) for code in range(1, 32)]
 
@@ -44,7 +51,8 @@ def numbered(names):
 
 
 def fingerprints(side, table, uuid_column, name_column):
-    return dict(side.sql("SELECT %s::text, md5(convert_to(%s, 'UTF8')) FROM %s" % (uuid_column, name_column, table)))
+    return dict(side.sql("SELECT %s::text, md5(convert_to(%s, 'UTF8')) FROM %s"
+                         % (uuid_column, name_column, table)))
 
 
 def in_the_app(world):
@@ -118,11 +126,13 @@ def test_names_of_megabytes(world, megabytes):
 
 def test_rejects_among_many_chunks(world):
     chance = random.Random(3)
-    rows = numbered("".join(chance.choice("ab\t\\\n\u00e9") for _ in range(chance.randrange(200))) for _ in range(20000))
+    rows = numbered("".join(chance.choice("ab\t\\\n\u00e9") for _ in range(chance.randrange(200)))
+                    for _ in range(20000))
     good, bad = dict(rows), 0
     for place in chance.sample(range(len(rows)), 500):
         athlete, name = rows[place]
-        rows[place] = chance.choice([(None, name), (athlete, None), ("x" + athlete, name), (athlete[:-1], name)])
+        rows[place] = chance.choice([(None, name), (athlete, None), ("x" + athlete, name),
+                                     (athlete[:-1], name)])
         del good[athlete]
         bad += 1
     rows += [("x", "n" * 2 * CHUNK), (None, "n" * CHUNK), (ANN, None)]
@@ -142,7 +152,8 @@ def app_in(world, lab):
 
     def make(encoding, *inserts):
         made.append(encoding.lower())
-        lab.app.psql("-qc", "CREATE DATABASE %s ENCODING '%s' TEMPLATE template0 LOCALE 'C'" % (made[-1], encoding))
+        lab.app.psql("-qc",
+                     "CREATE DATABASE %s ENCODING '%s' TEMPLATE template0 LOCALE 'C'" % (made[-1], encoding))
         lab.app.psql("-qc", 'CREATE TABLE public."User" (uuid TEXT, name TEXT)', database=made[-1])
         lab.app.psql("-q", stdin=";".join(("SET client_encoding = SQL_ASCII",) + inserts), database=made[-1])
         lab.app.psql("-f", str(PROJECT / "sql" / "app_readonly.sql"), database=made[-1])
@@ -164,7 +175,8 @@ def test_an_app_in_any_bytes_loses_only_what_is_not_utf8(world, app_in):
         "SQL_ASCII", "INSERT INTO public.\"User\" VALUES ('%s', E'Jos\\xc3\\xa9 Ibarra')" % good[0],
         "INSERT INTO public.\"User\" VALUES ('%s', E'Jos\\xe9')" % bad[0],
         "INSERT INTO public.\"User\" VALUES (E'\\xff', 'Bob Bowman')",
-        "INSERT INTO public.\"User\" SELECT md5(i::text)::uuid, 'Ann Archer' FROM generate_series(1, 9000) AS i")
+        "INSERT INTO public.\"User\""
+        " SELECT md5(i::text)::uuid, 'Ann Archer' FROM generate_series(1, 9000) AS i")
     run = world.sync(APP_DB=database)
     assert (run.code, run.counts()) == (0, "9003: 9001 new, 2 rejected"), run
     assert world.dimension()[good[0]] == good[1]

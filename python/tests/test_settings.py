@@ -18,7 +18,8 @@ MALFORMED = {
     "WH_PORT": ["abc"],
     "APP_SSLMODE": ["sometimes"],
     "WH_SSLMODE": ["REQUIRE!"],
-    "APP_TABLE": ['public."User', 'public.User"', "a b", "a..b", ".a", "a.", '""', "a;b", '"a"b', "1a", "a-b", "x'y"],
+    "APP_TABLE": ['public."User', 'public.User"', "a b", "a..b", ".a", "a.", '""', "a;b", '"a"b', "1a",
+                  "a-b", "x'y"],
     "APP_UUID_COLUMN": ["a.b", "a b"],
     "APP_NAME_COLUMN": ['"a"."b"'],
     "WH_TABLE": ["analytics.", "analytics athlete_dim"],
@@ -30,7 +31,8 @@ MALFORMED = {
 }
 
 
-@pytest.mark.parametrize("name, value", [(name, value) for name in MALFORMED for value in MALFORMED[name]], ids=ascii)
+@pytest.mark.parametrize("name, value", [(name, value) for name in MALFORMED for value in MALFORMED[name]],
+                         ids=ascii)
 def test_a_malformed_setting_is_named(world, name, value):
     run = world.sync(**{name: value})
     assert run.code == 1, run
@@ -53,8 +55,10 @@ def test_passwords_and_values_are_not_repeated_in_complaints(world):
 
 
 @pytest.mark.parametrize("text", [
-    "people", "People", "PUBLIC.People", 'public."User"', '"User"', '"a.b".c', '"a""b"', '"".""""', '" "', "a$1", "_a1",
-    "\u00c9t\u00e9", "gr\u00f6\u00dfe.STRASSE", "\u738b", '"%s {x}"', '"a"."b"."c"', "a.b.c", "$a", "1a", "a b", "a.", 'a"b"'])
+    "people", "People", "PUBLIC.People", 'public."User"', '"User"', '"a.b".c', '"a""b"', '"".""""', '" "',
+    "a$1", "_a1",
+    "\u00c9t\u00e9", "gr\u00f6\u00dfe.STRASSE", "\u738b", '"%s {x}"', '"a"."b"."c"', "a.b.c", "$a", "1a",
+    "a b", "a.", 'a"b"'])
 def test_a_name_is_read_as_postgres_reads_it(world, text):
     """parse_ident() is PostgreSQL 9.6's; older servers read names the same way but cannot be asked."""
     try:
@@ -159,7 +163,8 @@ def reader(world):
     def with_password(password):
         world.app.sql("ALTER ROLE another_reader PASSWORD %s", password)
         return "another_reader"
-    with world.app.changed("CREATE ROLE another_reader LOGIN IN ROLE app_readonly", "DROP ROLE another_reader"):
+    with world.app.changed("CREATE ROLE another_reader LOGIN IN ROLE app_readonly",
+                           "DROP ROLE another_reader"):
         yield with_password
 
 
@@ -173,7 +178,8 @@ def test_a_password_in_env(world, reader, tmp_path, password, text):
 
 def test_names_in_env_are_quoted_as_the_message_says(world, tmp_path):
     world.app_has((ANN, "Ann Archer"))
-    (tmp_path / "x.env").write_text('APP_TABLE=public."User"\nAPP_NAME_COLUMN=\'"name"\'\nWH_TABLE="Analytics.ATHLETE_DIM"\n')
+    (tmp_path / "x.env").write_text(
+        'APP_TABLE=public."User"\nAPP_NAME_COLUMN=\'"name"\'\nWH_TABLE="Analytics.ATHLETE_DIM"\n')
     assert world.sync("--env-file", str(tmp_path / "x.env")).counts() == "1: 1 new"
 
 
@@ -181,7 +187,8 @@ def test_names_in_env_are_quoted_as_the_message_says(world, tmp_path):
 
 
 def url(world, role, password, options=""):
-    return "postgresql://%s:%s@127.0.0.1:%d/app%s" % (role, quote(password, safe=""), world.lab.app.port, options)
+    return "postgresql://%s:%s@127.0.0.1:%d/app%s" % (
+        role, quote(password, safe=""), world.lab.app.port, options)
 
 
 @pytest.mark.parametrize("password", ["s3cr3t", "s3@cr:3t/o?r#d%20 \u738b", READER_PASSWORD])
@@ -194,7 +201,8 @@ def test_a_url_instead_of_the_five(world, reader, password):
 
 
 @pytest.mark.parametrize("options", [
-    "?sslmode=prefer", "?connect_timeout=5", "?application_name=mine", "?keepalives_idle=5&tcp_user_timeout=1000",
+    "?sslmode=prefer", "?connect_timeout=5", "?application_name=mine",
+    "?keepalives_idle=5&tcp_user_timeout=1000",
     "?client_encoding=LATIN1", "?options=-c%20statement_timeout%3D60000"])
 def test_a_url_with_options(world, reader, options):
     world.app_has((ANN, "\u738b\u5c0f\u660e"))

@@ -183,7 +183,8 @@ def test_refresh(world, refresh, stamped):
     began = world.warehouse.value("SELECT now()")
     run = world.sync(SYNC_REFRESH=refresh)
     assert (run.code, run.counts()) == (0, "4: 1 new, 1 renamed, 2 unchanged"), run
-    stamps = dict(world.warehouse.sql("SELECT athlete_uuid::text, source_synced_at FROM analytics.athlete_dim"))
+    stamps = dict(world.warehouse.sql(
+        "SELECT athlete_uuid::text, source_synced_at FROM analytics.athlete_dim"))
     assert {uuid for uuid, stamp in stamps.items() if stamp > began} == stamped
     assert len({stamps[uuid] for uuid in stamped}) == 1, "one run, one stamp"
     assert world.sync(SYNC_REFRESH=refresh).counts() == "4: 4 unchanged"
@@ -215,17 +216,20 @@ def spellings():
                 "a0ee-bc99-9c0b-4ef8-bb6d-6bb9-bd38-0a11", "{a0eebc99-9c0b4ef8-bb6d6bb9-bd380a11}",
                 "", " ", "NULL", "null", "nan", "\\N", "\\.", "0", "-", plain[:-1], plain + "0", dashed[:-1],
                 dashed + "1", " " + dashed, dashed + " ", "{" + dashed, dashed + "}", "{{%s}}" % dashed, "{}",
-                dashed + "-", "-" + dashed, dashed.replace("-", "--", 1), "a-0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11",
-                dashed.replace("a", "g"), dashed.replace("-", "_"), dashed.replace("-", "\u2010"), "urn:uuid:" + dashed,
-                "(%s)" % dashed, '"%s"' % dashed, dashed + "\n", dashed + "\t", "\t" + dashed, dashed + "\r\n",
+                dashed + "-", "-" + dashed, dashed.replace("-", "--", 1), dashed.replace("a0", "a-0"),
+                dashed.replace("a", "g"), dashed.replace("-", "_"), dashed.replace("-", "\u2010"),
+                "urn:uuid:" + dashed, "(%s)" % dashed, '"%s"' % dashed, dashed + "\n", dashed + "\t",
+                "\t" + dashed, dashed + "\r\n",
                 dashed.replace("0", "O"), "\uff10" + dashed[1:], "\u00e9" * 36, "x" * 10000, plain * 2,
-                dashed[:17] + "\n" + dashed[18:], dashed + "\\", dashed[:-1] + "\\", "'; DROP TABLE \"User\"; --")
+                dashed[:17] + "\n" + dashed[18:], dashed + "\\", dashed[:-1] + "\\",
+                "'; DROP TABLE \"User\"; --")
     chance = random.Random(2)
     for _ in range(300):  # a good one, with one or two characters put in, taken out or replaced
-        text = list(chance.choice((plain, dashed, "{%s}" % dashed, "a0ee-bc99-9c0b-4ef8-bb6d-6bb9-bd38-0a11")))
+        text = list(chance.choice((plain, dashed, "{%s}" % dashed)))
         for _ in range(chance.choice((1, 1, 2))):
             at = chance.randrange(len(text))
-            text[at:at + chance.choice((0, 1))] = chance.choice(("", "-", "-", "0", "F", "g", "{", "}", " ", "\t"))
+            put_in = chance.choice(("", "-", "-", "0", "F", "g", "{", "}", " ", "\t"))
+            text[at:at + chance.choice((0, 1))] = put_in
         yield "".join(text)
     for _ in range(200):  # hyphens where uuid_in takes them, and now and then one where it does not
         digits = "%032x" % chance.getrandbits(128)
@@ -256,7 +260,7 @@ def test_a_uuid_is_what_postgres_reads_as_one(world):
 
 
 @pytest.mark.parametrize("text", [
-    "x", "", " ", "NULL", "\\N", "\\", "a\\b", "a\tb", "a\nb", "a\rb", "\u00e9\u4e16", "'; DROP TABLE", '"', "{}"])
+    "x", "", " ", "NULL", "\\N", "\\", "a\\b", "a\tb", "a\nb", "a\rb", "\u00e9\u4e16", "'; DROP", '"', "{}"])
 def test_a_reject_is_listed_as_found(world, text):
     world.app_has((text, "Ann Archer"))
     assert world.sync().result["rejects"] == [{"uuid": text, "reason": "uuid is not a uuid"}]
@@ -285,7 +289,8 @@ def test_rejects_are_warned_of(world):
     assert "1 row" in warning and "uuid" in warning, run
 
 
-@pytest.mark.parametrize("bad_row", [(None, "Ann Archer"), (ANN, None), ("x", "Ann Archer"), (BOB, "Bob Baker")])
+@pytest.mark.parametrize("bad_row", [
+    (None, "Ann Archer"), (ANN, None), ("x", "Ann Archer"), (BOB, "Bob Baker")])
 def test_strict_refuses_a_run_with_a_reject(world, bad_row):
     world.app_has(bad_row, (BOB, "Bob Bowman"))
     run = world.sync("--strict")
@@ -326,8 +331,8 @@ def test_a_renaming_spree_is_refused(world, known, renamed, flags, percent, code
     if code == 3:
         assert "%d of %d" % (renamed, known) in run.error and world.rows() == before
         dry = world.sync("--dry-run", *flags, SYNC_MAX_UPDATED_PERCENT=percent)
-        assert (dry.code, dry.result["updated"]) == (0, renamed), "it says what would change, and changes nothing"
-        ceiling = re.search(r"--allow-updates \d+", run.error).group().split()
+        assert (dry.code, dry.result["updated"]) == (0, renamed), "reported all the same"
+        ceiling = re.search(r"Next: .*(--allow-updates \d+)", run.error).group(1).split()
         assert world.sync(*ceiling, SYNC_MAX_UPDATED_PERCENT=percent).result["updated"] == renamed
 
 
@@ -342,8 +347,10 @@ SOURCES = {
         'CREATE TABLE people (athlete_id TEXT, full_name TEXT)',
         dict(APP_TABLE="Public.PEOPLE", APP_UUID_COLUMN="Athlete_ID", APP_NAME_COLUMN="FULL_NAME")),
     "quoted names are exact": (
-        'CREATE SCHEMA "My App"; CREATE TABLE "My App"."The ""User""; %% {x}" ("UUID." TEXT, "full%%sName" TEXT)',
-        dict(APP_TABLE='"My App"."The ""User""; % {x}"', APP_UUID_COLUMN='"UUID."', APP_NAME_COLUMN='"full%sName"')),
+        'CREATE SCHEMA "My App";'
+        'CREATE TABLE "My App"."The ""User""; % {x}" ("UUID." TEXT, "full%sName" TEXT)',
+        dict(APP_TABLE='"My App"."The ""User""; % {x}"', APP_UUID_COLUMN='"UUID."',
+             APP_NAME_COLUMN='"full%sName"')),
     "no schema": (
         'CREATE TABLE people (uuid TEXT, name TEXT)',
         dict(APP_TABLE="people")),
@@ -352,12 +359,11 @@ SOURCES = {
 
 @pytest.mark.parametrize("create, settings", list(SOURCES.values()), ids=list(SOURCES))
 def test_other_source(world, create, settings):
-    table, schema = settings["APP_TABLE"].replace("%", "%%"), '"My App"' if "SCHEMA" in create else "public"
-    undo = 'DROP TABLE %s; DROP SCHEMA IF EXISTS "My App"' % table
-    with world.app.changed(create.replace("%%", "%"), undo.replace("%%", "%")):
+    table, schema = settings["APP_TABLE"], '"My App"' if "SCHEMA" in create else "public"
+    with world.app.changed(create, 'DROP TABLE %s; DROP SCHEMA IF EXISTS "My App"' % table):
         world.app.sql("GRANT USAGE ON SCHEMA %s TO app_readonly" % schema)
-        world.app.sql(("GRANT SELECT ON %s TO app_readonly" % table).replace("%%", "%"))
-        world.app.sql("INSERT INTO %s VALUES (%%s, %%s)" % table, ANN, "Ann Archer")
+        world.app.sql("GRANT SELECT ON %s TO app_readonly" % table)
+        world.app.sql("INSERT INTO %s VALUES (%%s, %%s)" % table.replace("%", "%%"), ANN, "Ann Archer")
         run = world.sync(**settings)
     assert (run.code, run.counts()) == (0, "1: 1 new"), run
     assert world.dimension() == {ANN: "Ann Archer"}
@@ -420,7 +426,8 @@ def test_setup_leaves_a_dimension_made_by_hand_as_it_is(world, lab):
     world.app_has((ANN, "Ann Baker"), (BOB, "Bob Bowman"))
     run = world.run("--json", "--dry-run", WH_DB="by_hand")
     assert (run.code, run.counts()) == (0, "2: 1 new, 1 renamed"), run
-    read = ("-qAtc", "SELECT full_name, source_synced_at < '2021-01-01', club FROM analytics.athlete_dim ORDER BY 1")
+    read = ("-qAtc", "SELECT full_name, source_synced_at < '2021-01-01', club"
+                     " FROM analytics.athlete_dim ORDER BY 1")
     lab.warehouse.psql("-f", SETUP, database="by_hand")
     assert lab.warehouse.psql(*read, database="by_hand") == "Ann Archer|t|Rowing\n"
     run = world.run("--json", WH_DB="by_hand")
@@ -471,10 +478,12 @@ TRIGGERS = {
     "drops a row before the write": (
         "BEFORE INSERT", "IF NEW.full_name LIKE ' %' THEN RETURN NULL; END IF; RETURN NEW;"),
     "drops a row after the write": (
-        "AFTER INSERT", "DELETE FROM analytics.athlete_dim WHERE athlete_uuid = NEW.athlete_uuid; RETURN NULL;"),
+        "AFTER INSERT", "DELETE FROM analytics.athlete_dim"
+                        " WHERE athlete_uuid = NEW.athlete_uuid; RETURN NULL;"),
     "spoils another athlete that was sent": (
         "AFTER INSERT", "UPDATE analytics.athlete_dim SET full_name = 'Somebody Else'"
-                        " WHERE athlete_uuid <> NEW.athlete_uuid AND full_name <> 'Somebody Else'; RETURN NULL;"),
+                        " WHERE athlete_uuid <> NEW.athlete_uuid AND full_name <> 'Somebody Else';"
+                        " RETURN NULL;"),
 }
 
 
@@ -496,16 +505,18 @@ def test_a_trigger_that_meddles_is_found_out(world, when, body, refresh):
 
 def test_a_rule_on_the_dimension_is_refused(world):
     world.app_has((ANN, "Ann Archer"))
-    with world.warehouse.changed("CREATE RULE nothing AS ON INSERT TO analytics.athlete_dim DO INSTEAD NOTHING",
-                                 "DROP RULE nothing ON analytics.athlete_dim"):
+    with world.warehouse.changed(
+            "CREATE RULE nothing AS ON INSERT TO analytics.athlete_dim DO INSTEAD NOTHING",
+            "DROP RULE nothing ON analytics.athlete_dim"):
         assert world.sync().code == 3
     assert world.dimension() == {}
 
 
 def test_a_constraint_that_refuses_one_row_refuses_the_run(world):
     world.app_has((ANN, "Ann Archer"), (BOB, ""))
-    with world.warehouse.changed("ALTER TABLE analytics.athlete_dim ADD CONSTRAINT named CHECK (full_name <> '')",
-                                 "ALTER TABLE analytics.athlete_dim DROP CONSTRAINT named"):
+    with world.warehouse.changed(
+            "ALTER TABLE analytics.athlete_dim ADD CONSTRAINT named CHECK (full_name <> '')",
+            "ALTER TABLE analytics.athlete_dim DROP CONSTRAINT named"):
         run = world.sync()
     assert run.code == 3 and "named" in run.error, run
     assert world.dimension() == {}
@@ -515,14 +526,16 @@ def test_a_constraint_that_refuses_one_row_refuses_the_run(world):
 
 
 def test_history_of_a_run_that_went_well(world):
-    world.app_has((ANN, "Ann Archer"), (BOB, "Bob Baker"), (CAT, "Cat Cooper"), (CAT, "Cat Cooper"), ("x", "Dan Dyer"))
+    world.app_has((ANN, "Ann Archer"), (BOB, "Bob Baker"), (CAT, "Cat Cooper"), (CAT, "Cat Cooper"),
+                  ("x", "Dan Dyer"))
     world.warehouse_has((BOB, "Bob Bowman"), (CAT, "Cat Cooper"), (DAN, "Dan Dyer"))
     run = world.sync()
     row, = world.history()
     assert row.pop("started_at") <= row.pop("finished_at")
     assert row.items() >= dict(
-        run_id=1, target="analytics.athlete_dim", mode="full", result="ok", exit_code=0, source_rows=5, inserted=1,
-        updated=1, unchanged=1, missing=1, rejected=1, repeated=1, message=None, host=platform.node(),
+        run_id=1, target="analytics.athlete_dim", mode="full", result="ok", exit_code=0, source_rows=5,
+        inserted=1, updated=1, unchanged=1, missing=1, rejected=1, repeated=1, message=None,
+        host=platform.node(),
         rejects=[{"uuid": "x", "reason": "uuid is not a uuid"}], version=world.script.VERSION).items(), run
     assert world.warehouse.value("SELECT last_result FROM analytics.athlete_sync_health") == "ok"
 
@@ -536,8 +549,8 @@ def test_history_of_a_run_that_failed(world):
     assert [row[key] for key in ("inserted", "updated", "unchanged", "repeated")] == [None] * 4
     assert row["message"] == run.result["message"] and "--strict" in row["message"]
     health, = world.warehouse.sql(
-        "SELECT last_result, last_success < now(), last_success_age > '0', last_duration > '0', usual_duration > '0'"
-        " FROM analytics.athlete_sync_health")
+        "SELECT last_result, last_success < now(), last_success_age > '0', last_duration > '0',"
+        "       usual_duration > '0' FROM analytics.athlete_sync_health")
     assert health == ("failed", True, True, True, True)
 
 
@@ -554,8 +567,9 @@ def test_history_of_a_run_that_could_not_start(world, settings, recorded):
 
 
 def test_health_without_a_run(world):
-    assert world.warehouse.sql("SELECT last_success, last_success_age, last_result, last_duration, usual_duration"
-                               " FROM analytics.athlete_sync_health") == [(None,) * 5]
+    assert world.warehouse.sql(
+        "SELECT last_success, last_success_age, last_result, last_duration, usual_duration"
+        " FROM analytics.athlete_sync_health") == [(None,) * 5]
 
 
 # Guarantees
@@ -576,7 +590,8 @@ def test_the_app_role_cannot_write(world):
 def test_the_writer_may_do_no_more_than_the_sync_needs(world):
     assert world.warehouse.sql("""
         SELECT table_schema || '.' || table_name, string_agg(privilege_type, ' ' ORDER BY privilege_type)
-          FROM information_schema.role_table_grants WHERE grantee = 'warehouse_writer' GROUP BY 1 ORDER BY 1""") == [
+          FROM information_schema.role_table_grants
+         WHERE grantee = 'warehouse_writer' GROUP BY 1 ORDER BY 1""") == [
         ("analytics.athlete_dim", "INSERT SELECT UPDATE"),
         ("analytics.athlete_sync_health", "SELECT"),
         ("analytics.athlete_sync_run", "INSERT SELECT"),
