@@ -503,6 +503,18 @@ def test_a_trigger_that_meddles_is_found_out(world, when, body, refresh):
     assert world.rows() == before
 
 
+def test_a_trigger_that_complains_of_a_name_does_not_get_it_printed(world):
+    world.app_has((ANN, "Ann Archer"))
+    with world.warehouse.changed(
+            "CREATE FUNCTION complain() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$BEGIN RAISE EXCEPTION 'I do not like %', NEW.full_name; END$$;"
+            "CREATE TRIGGER complain BEFORE INSERT ON analytics.athlete_dim"
+            " FOR EACH ROW EXECUTE PROCEDURE complain()", "DROP FUNCTION complain() CASCADE"):
+        run = world.sync("-v")
+    assert (run.code, world.dimension()) == (3, {}), run
+    assert "Ann Archer" not in run.out + run.err + str(world.history())
+
+
 def test_a_rule_on_the_dimension_is_refused(world):
     world.app_has((ANN, "Ann Archer"))
     with world.warehouse.changed(
