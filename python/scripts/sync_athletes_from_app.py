@@ -633,10 +633,11 @@ class Report:
     def seconds(self) -> float:
         return round(time.monotonic() - self.started, 2)
 
+    def room_for_rejects(self) -> int:
+        return self.MOST_REJECTS - len(self.rejects)
+
     def reject(self, uuid: Optional[str], reason: str) -> None:
-        """Remember a rejected row, up to MOST_REJECTS of them. Counting is the caller's."""
-        if len(self.rejects) < self.MOST_REJECTS:
-            self.rejects.append({"uuid": uuid, "reason": reason})
+        self.rejects.append({"uuid": uuid, "reason": reason})
 
     def fail(self, problem: SyncProblem) -> None:
         self.result, self.exit_code, self.message = "failed", problem.code, str(problem)
@@ -777,8 +778,9 @@ class JudgedRows:
         self.bar.update(len(rows))
         if rows["is_good"].all():
             return lines
-        for row in rows[~rows["is_good"]].itertuples():
-            self.rejected += 1
+        bad = rows[~rows["is_good"]]
+        self.rejected += len(bad)
+        for row in bad[:self.report.room_for_rejects()].itertuples():
             self.report.reject(uuid_as_found(lines[row.start:row.end]), row.reason)
         # A row without a name is staged all the same: its athlete is not missing.
         return b"".join(lines[row.start:row.end + 1] for row in rows[rows["is_uuid"]].itertuples())
@@ -821,7 +823,7 @@ def judge_rows(lines: bytes, any_bytes: bool) -> pd.DataFrame:
     odd = rows[~rows["is_canonical"]]
     rows.loc[odd.index, "is_uuid"] = [ANY_UUID.match(lines, *line) is not None
                                       for line in zip(odd["start"], odd["end"])]
-    # A tab within a name arrives as \\t, so a true one before a final \\N means that the name is NULL.
+    # A tab within a name arrives as \t, so a true one before a final \N means that the name is NULL.
     tail = [text.take(end - before, mode="clip") == ord(character)
             for before, character in ((3, "\t"), (2, "\\"), (1, "N"))]
     rows["is_good"] = rows["is_uuid"] & ~np.logical_and.reduce(tail)
@@ -883,7 +885,7 @@ def settle_duplicates(warehouse: Database, staged: Staged, report: Report) -> At
     seen = warehouse.fetch_row(COUNT_ATHLETES)[0]
     if seen == rows:
         return Athletes(rows, named_rows)
-    for (uuid,) in warehouse.run(LIST_CONFLICTS, limit=report.MOST_REJECTS):
+    for (uuid,) in warehouse.run(LIST_CONFLICTS, limit=report.room_for_rejects()):
         report.reject(uuid, "names differ for one uuid")
     conflicting_rows = warehouse.run(REJECT_CONFLICTS).rowcount
     warehouse.run(DROP_REPEATS)
