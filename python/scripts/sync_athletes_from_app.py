@@ -1074,10 +1074,13 @@ SELECT current_setting('server_encoding') = 'UTF8', current_setting('server_enco
 
 APP_PROBES = VERSION_AND_ENCODING + [
     Probe("schema", "FAIL", """
-SELECT has_schema_privilege(oid, 'USAGE'), 'USAGE on ' || quote_ident(nspname)
-  FROM pg_catalog.pg_namespace
- WHERE nspname = coalesce({app_schema_text}, current_schema())
-""", "GRANT USAGE ON SCHEMA {schema} TO {user};", gate=True),
+SELECT coalesce(has_schema_privilege(oid, 'USAGE'), false),
+       CASE WHEN oid IS NULL THEN 'there is no ' ELSE 'USAGE on ' END || quote_ident(wanted.name),
+       CASE WHEN oid IS NULL THEN 'check {{prefix}}_TABLE and {{prefix}}_DB, or run: {{setup}}'
+            ELSE 'GRANT USAGE ON SCHEMA {{schema}} TO {{user}};' END
+  FROM (SELECT coalesce({app_schema_text}, current_schema()::text) AS name) AS wanted
+  LEFT JOIN pg_catalog.pg_namespace ON nspname = wanted.name
+""", gate=True),
 
     Probe("table", "FAIL", """
 SELECT true, {app_table_text} || ', about ' || greatest(reltuples, 0)::bigint || ' rows'
@@ -1106,15 +1109,23 @@ SELECT NOT row_security_active({app_table_text}::regclass),
 """, "ALTER ROLE {user} BYPASSRLS;"),
 
     Probe("read only", "warn", """
-SELECT NOT rolsuper AND NOT may_write,
+SELECT NOT rolsuper AND first IS NULL,
        CASE WHEN rolsuper THEN 'the role is a superuser'
-            WHEN may_write THEN 'the role may write the table'
-            ELSE 'the role cannot write the table' END
-  FROM (SELECT rolsuper, has_table_privilege({app_table_text}::regclass,
-                                             'INSERT, UPDATE, DELETE, TRUNCATE') AS may_write
-          FROM pg_catalog.pg_roles
-         WHERE rolname = current_user) AS reader
-""", "ALTER ROLE {user} NOSUPERUSER; REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON TABLE {table} FROM {user};"),
+            WHEN first IS NULL THEN 'the role can write no table'
+            ELSE 'the role may write ' || first || ', one of ' || tables END,
+       CASE WHEN rolsuper THEN 'ALTER ROLE {{user}} NOSUPERUSER;'
+            ELSE 'REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON TABLE ' || first || ' FROM {{user}};' END
+  FROM (SELECT min(pg_class.oid::regclass::text) AS first, count(*) AS tables
+          FROM pg_catalog.pg_class
+          JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace
+         WHERE relkind IN ('r', 'p', 'v', 'f')
+           AND nspname <> 'information_schema' AND nspname !~ '^pg_'
+           AND has_schema_privilege(relnamespace, 'USAGE')
+           AND (has_table_privilege(pg_class.oid, 'INSERT, UPDATE, DELETE, TRUNCATE')
+                OR has_any_column_privilege(pg_class.oid, 'INSERT, UPDATE'))) AS writable,
+       pg_catalog.pg_roles
+ WHERE rolname = current_user
+"""),
 
     Probe("rejects", "warn", """
 SELECT count(*) = 0, count(*) || ' rows without a name, or whose uuid is not a uuid'
@@ -1129,7 +1140,7 @@ SELECT count(*) = 0, count(*) || ' rows without a name, or whose uuid is not a u
 SELECT count(*) = 0, count(*) || ' uuids that have several names'
   FROM (SELECT 1
           FROM {app_table}
-         GROUP BY lower({uuid_column}::text)
+         GROUP BY translate(lower({uuid_column}::text), '{{}}-', '')
         HAVING count(DISTINCT {name_column}::text COLLATE "C") > 1) AS conflict
 """, "mend them in the app: --dry-run --json lists them"),
 ]
@@ -1148,10 +1159,13 @@ SELECT has_database_privilege(current_database(), 'TEMPORARY'), 'TEMPORARY'
 """, "GRANT TEMPORARY ON DATABASE {database} TO {user};"),
 
     Probe("schema", "FAIL", """
-SELECT has_schema_privilege(oid, 'USAGE'), 'USAGE on ' || quote_ident(nspname)
-  FROM pg_catalog.pg_namespace
- WHERE nspname = coalesce({dimension_schema_text}, current_schema())
-""", "GRANT USAGE ON SCHEMA {schema} TO {user};", gate=True),
+SELECT coalesce(has_schema_privilege(oid, 'USAGE'), false),
+       CASE WHEN oid IS NULL THEN 'there is no ' ELSE 'USAGE on ' END || quote_ident(wanted.name),
+       CASE WHEN oid IS NULL THEN 'check {{prefix}}_TABLE and {{prefix}}_DB, or run: {{setup}}'
+            ELSE 'GRANT USAGE ON SCHEMA {{schema}} TO {{user}};' END
+  FROM (SELECT coalesce({dimension_schema_text}, current_schema()::text) AS name) AS wanted
+  LEFT JOIN pg_catalog.pg_namespace ON nspname = wanted.name
+""", gate=True),
 
     Probe("table", "FAIL", """
 SELECT true, {dimension_text} || ', about ' || greatest(reltuples, 0)::bigint || ' rows'
@@ -1187,7 +1201,7 @@ SELECT count(*) > 0, coalesce(min(indexrelid::regclass::text), 'no unique index 
  WHERE indrelid = {dimension_text}::regclass
    AND attname = 'athlete_uuid'
    AND indnatts = 1 AND indisunique AND indisvalid AND indimmediate AND indpred IS NULL
-""", "ALTER TABLE {table} ADD PRIMARY KEY (athlete_uuid);"),
+""", "CREATE UNIQUE INDEX ON {table} (athlete_uuid);"),
 
     Probe("upsert", "FAIL", """
 WITH tried AS (
@@ -1343,12 +1357,13 @@ def ask(probe: Probe, database: Database) -> List[Check]:
     try:
         rows = database.run(probe.question).fetchall()
     except SyncProblem as problem:
-        rows = [(False, problem.what, problem.next_step)]
+        known = problem.next_step != AGAIN  # else the question's own advice is the better one
+        rows = [(False, problem.what, problem.next_step if known else probe.next_step)]
     database.run("ROLLBACK TO SAVEPOINT before_question")
     checks = []
     for is_well, found, *mends in rows or [(False, "not found")]:
         next_step = mends[0] if mends else probe.next_step
-        for name in ("table", "user", "schema", "database", "columns"):
+        for name in ("table", "user", "schema", "database", "columns", "prefix", "setup"):
             next_step = (next_step or "").replace("{%s}" % name, advice[name])
         checks.append(Check("ok", side, probe.subject, found) if is_well
                       else Check(probe.if_not, side, probe.subject, found, next_step, code))
@@ -1357,7 +1372,8 @@ def ask(probe: Probe, database: Database) -> List[Check]:
 
 def check_network(endpoint: Endpoint, settings: Settings) -> List[Check]:
     """Does the name resolve, does the port answer? Left to libpq where it is not one host and port."""
-    host, port = endpoint.libpq.get("host") or "", str(endpoint.libpq.get("port") or 5432)
+    host = endpoint.libpq.get("hostaddr") or endpoint.libpq.get("host") or ""
+    port = str(endpoint.libpq.get("port") or 5432)
     if not host or host.startswith("/") or "," in host:
         return []
     try:
@@ -1729,7 +1745,7 @@ TROUBLES = {
                      "check {prefix}_TABLE (mixed case is quoted: public.\"User\") and {prefix}_DB, "
                      "or run: {setup}"),
     "42P10": Trouble(SQL_OR_DATA, "the key has no unique index",
-                     "ALTER TABLE {table} ADD PRIMARY KEY (athlete_uuid);"),
+                     "CREATE UNIQUE INDEX ON {table} (athlete_uuid);"),
     "53100": Trouble(SQL_OR_DATA, "the server's disk is full", "make room on the server"),
     "53200": Trouble(SQL_OR_DATA, "the server is out of memory", AGAIN),
     "53300": Trouble(CONNECTION, "the server has no connection free",
@@ -1770,7 +1786,7 @@ CONNECT_TROUBLES = [
     ("translate host name", Trouble(CONNECTION, "unknown host", "check {prefix}_HOST: nslookup {host}")),
     ("password", Trouble(CONNECTION, "the login was refused",
                          "check {prefix}_USER and {prefix}_PASSWORD, or: "
-                         "ALTER ROLE {user} WITH PASSWORD '...';")),
+                         "ALTER ROLE {user} WITH PASSWORD '...' VALID UNTIL 'infinity';")),
     ("pg_hba.conf", Trouble(CONNECTION, "the server does not let this host, role or database in",
                             "add a line to its pg_hba.conf, or {prefix}_SSLMODE=require if it asks for TLS")),
     ("certificate", Trouble(CONNECTION, "the server's certificate is not trusted",
@@ -1778,6 +1794,7 @@ CONNECT_TROUBLES = [
                             "and {prefix}_HOST to the name in it")),
     ("SSL", Trouble(CONNECTION, "TLS could not be agreed on",
                     "{prefix}_SSLMODE=disable if the server has no TLS, =require if it insists on it")),
+    ("not permitted to log in", Trouble(CONNECTION, "the role may not log in", "ALTER ROLE {user} LOGIN;")),
     ("permission denied for database", Trouble(CONNECTION, "the role may not connect to the database",
                                                "GRANT CONNECT ON DATABASE {database} TO {user};")),
     ("database", TROUBLES["3D000"]),
