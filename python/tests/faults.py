@@ -305,10 +305,9 @@ def faults_at(place: Place, places: List[Place]) -> Iterator[Tuple[str, str]]:
         yield "revoked", here
         if here == "warehouse":
             yield "temp files limited", here
-            if any(is_upsert(later.step) and later.moment.when == "before" for later in ahead):
+            if when == "before" and any(is_upsert(later.step) for later in ahead):
                 yield "table locked", here
-                if when == "before":
-                    yield "row locked", here
+                yield "row locked", here
 
 
 def is_upsert(step: str) -> bool:
@@ -316,10 +315,11 @@ def is_upsert(step: str) -> bool:
 
 
 def record_all(lane: "Lane") -> List[Place]:
-    """Every moment of a run that stamps all athletes, and those of the steps that only others take."""
+    """Every moment of a run that stamps all athletes, and of the steps in which others do it differently."""
     always = record(lane, "always")
     known = {place.step for place in always}
-    return always + [place for place in record(lane, "never") if place.step not in known]
+    return always + [place for place in record(lane, "never")
+                     if place.step not in known and re.match("CREATE|INSERT", place.step)]
 
 
 def record(lane: "Lane", refresh: str) -> List[Place]:
