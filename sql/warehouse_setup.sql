@@ -56,13 +56,19 @@ CREATE TABLE IF NOT EXISTS analytics.athlete_sync_run (
     message     TEXT,
     host        TEXT,
     version     TEXT NOT NULL,
-    max_age     INTERVAL NOT NULL
+    max_age     INTERVAL NOT NULL,
+    app_position  BIGINT,
+    app_source    TEXT,
+    app_is_unique BOOLEAN
 );
 
 COMMENT ON TABLE  analytics.athlete_sync_run IS 'One row for each run of the athlete sync, failures included; dry runs leave none.';
 COMMENT ON COLUMN analytics.athlete_sync_run.target IS 'The dimension this run wrote.';
 COMMENT ON COLUMN analytics.athlete_sync_run.missing IS 'Athletes of the dimension that the app no longer has; NULL where the run could not know.';
 COMMENT ON COLUMN analytics.athlete_sync_run.rejects IS 'At most 100 rejected rows: uuid as found, and the reason.';
+COMMENT ON COLUMN analytics.athlete_sync_run.app_position IS 'The app''s oldest open transaction as this run saw it: --incremental takes up there.';
+COMMENT ON COLUMN analytics.athlete_sync_run.app_source IS 'The server, database, table and columns that app_position belongs to.';
+COMMENT ON COLUMN analytics.athlete_sync_run.app_is_unique IS 'Whether the app''s own index rules out two rows for one athlete.';
 COMMENT ON COLUMN analytics.athlete_sync_run.max_age IS 'SYNC_MAX_AGE of that run: the view below calls an older last success stale.';
 
 CREATE OR REPLACE VIEW analytics.athlete_sync_health AS

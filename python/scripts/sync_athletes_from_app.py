@@ -394,6 +394,51 @@ COPY (
 ) TO STDOUT
 """
 
+# --incremental: where the last good run of this dimension left the app.
+READ_LAST_POSITION = """
+SELECT app_position, app_source, app_is_unique
+  FROM analytics.athlete_sync_run
+ WHERE target = %(target)s AND result = 'ok'
+ ORDER BY run_id DESC
+ LIMIT 1
+"""
+
+# The oldest transaction that our snapshot saw still open: whatever a later one sees that ours did not
+# was written by that transaction or a younger one. The source says for which rows that holds; after a
+# restore, a failover or a move the numbers may be used again for others. PostgreSQL 9.6 and later.
+READ_POSITION = """
+SELECT txid_snapshot_xmin(snapshot) AS oldest_open,
+       txid_snapshot_xmax(snapshot) AS next,
+       'system ' || (SELECT system_identifier FROM pg_catalog.pg_control_system())
+       || ' timeline ' || (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint())
+       || ' database ' || (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+       || ' table ' || {app_table_text} || ' columns ' || {uuid_column_text} || ' ' || {name_column_text}
+  FROM txid_current_snapshot() AS snapshot
+"""
+
+# Only a table of rows of its own has xmin, in every part of it.
+HAS_ROW_VERSIONS = """
+WITH RECURSIVE part (oid) AS (
+    SELECT {app_table_text}::regclass::oid
+     UNION ALL
+    SELECT inhrelid FROM pg_catalog.pg_inherits JOIN part ON inhparent = part.oid
+)
+SELECT every(relkind IN ('r', 'p')) FROM pg_catalog.pg_class JOIN part USING (oid)
+"""
+
+# xmin has 32 bits and wraps around, so what counts is the distance from {position}, going upwards.
+# Half the circle back lie rows too old to matter; one that is sent again does no harm.
+EXTRACT_CHANGES = """
+COPY (
+    SELECT {uuid_column} AS athlete_uuid,
+           {name_column} AS full_name
+      FROM {app_table}
+     WHERE (xmin::text::bigint - {position}) & 4294967295 < 2147483648
+) TO STDOUT
+"""
+
+EMPTY_STAGING = "TRUNCATE pg_temp.tmp_athlete_dim"
+
 # A unique index on the uuid column alone, and on all of the table: a parent's does not cover its children.
 SOURCE_IS_UNIQUE = """
 SELECT EXISTS (
@@ -536,11 +581,12 @@ SELECT count(*)
 RECORD_RUN = """
 INSERT INTO analytics.athlete_sync_run
        (target, started_at, finished_at, mode, result, exit_code, source_rows, inserted, updated,
-        unchanged, missing, rejected, repeated, rejects, message, host, version, max_age)
+        unchanged, missing, rejected, repeated, rejects, message, host, version, max_age,
+        app_position, app_source, app_is_unique)
 VALUES (%(target)s, clock_timestamp() - %(seconds)s * interval '1 second', clock_timestamp(),
         %(mode)s, %(result)s, %(exit_code)s, %(source)s, %(inserted)s, %(updated)s,
         %(unchanged)s, %(missing)s, %(rejected)s, %(repeated)s, %(rejects)s, %(message)s,
-        %(host)s, %(version)s, %(max_age)s)
+        %(host)s, %(version)s, %(max_age)s, %(app_position)s, %(app_source)s, %(app_is_unique)s)
 """
 
 
@@ -589,7 +635,10 @@ def sync(settings: Settings, options: argparse.Namespace, report: Report, watchd
             connect(settings.warehouse, settings, watchdog) as warehouse:
         if take_lock(warehouse):
             warehouse.run(CREATE_STAGING)
-            staged = stream_athletes(app, warehouse, report)
+            since = position_to_go_on_from(app, warehouse, options, report)
+            staged = stream_athletes(app, warehouse, report, since)
+            if since is not None and not staged.source_is_unique:
+                staged = start_again_in_full(app, warehouse, report)
             app.close()
             athletes = settle_duplicates(warehouse, staged, report)
             refuse_rejects(report, options)
@@ -610,6 +659,10 @@ class Report:
     """What a run has to say of itself. A count that is not known is None, never 0."""
 
     mode: str = "full"
+    in_dimension: Optional[int] = None
+    app_position: Optional[int] = None
+    app_source: Optional[str] = None
+    app_is_unique: Optional[bool] = None
     dry_run: bool = False
     result: str = "ok"
     exit_code: int = OK
@@ -685,8 +738,56 @@ def lock_holder(warehouse: Database) -> Optional[str]:
     return holder and "backend %s from %s since %s" % tuple(known or "?" for known in holder)
 
 
-def stream_athletes(app: Database, warehouse: Database, report: Report) -> Staged:
-    """Copy every good row from the app into staging, a chunk at a time.
+def position_to_go_on_from(app: Database, warehouse: Database, options: argparse.Namespace,
+                           report: Report) -> Optional[int]:
+    """Note where this run leaves the app, and return where an incremental one takes up, if it can.
+
+    It never fails: a run that cannot be incremental is a full one, and says why.
+    """
+    position = app.try_row(READ_POSITION) if app.connection.server_version >= 90600 else None
+    if position and app.try_row(HAS_ROW_VERSIONS) == (True,):
+        report.app_position, _, report.app_source = position
+    if not options.incremental:
+        return None
+    last = warehouse.try_row(READ_LAST_POSITION, target=target_of(warehouse.settings))
+    obstacle = obstacle_to_incremental(position, last, report)
+    if obstacle:
+        log.info("app: full, not incremental: %s", obstacle)
+        return None
+    report.mode = "incremental"
+    return last[0] % 2 ** 32
+
+
+def obstacle_to_incremental(position: Optional[Tuple], last: Optional[Tuple],
+                            report: Report) -> Optional[str]:
+    if report.app_position is None:
+        return "the source does not tell its row versions (a view, a foreign table, or PostgreSQL 9.5)"
+    if not last or last[0] is None:
+        return "no earlier success has left a position in the run history"
+    oldest_open, following, source = position
+    last_position, last_source, last_is_unique = last
+    if source != last_source:
+        return "the app's server, table or columns are not those of the last success"
+    if oldest_open < last_position:
+        return "the app's transaction counter is behind the last success: it was restored"
+    if following - last_position >= 2 ** 31:
+        return "the last success is too many transactions ago"
+    if not last_is_unique:
+        return "nothing rules out that a changed row repeats an unchanged athlete: the uuid column needs a " \
+               "unique index, and one spelling"
+    return None
+
+
+def start_again_in_full(app: Database, warehouse: Database, report: Report) -> Staged:
+    log.info("app: full, not incremental: a changed row spells its uuid as an unchanged one might not")
+    warehouse.run(EMPTY_STAGING)
+    report.mode = "full"
+    report.rejects.clear()
+    return stream_athletes(app, warehouse, report, None)
+
+
+def stream_athletes(app: Database, warehouse: Database, report: Report, since: Optional[int]) -> Staged:
+    """Copy every good row from the app, or those changed `since`, into staging, a chunk at a time.
 
     A thread extracts into an OS pipe while this one judges and loads. The pipe is the bounded queue:
     it holds 64 kB, then makes the faster side wait; and a side that stops closes it, which the
@@ -698,7 +799,7 @@ def stream_athletes(app: Database, warehouse: Database, report: Report) -> Stage
     read_end, write_end = os.pipe()
     with open(read_end, "rb", CHUNK_BYTES) as extracted, ThreadPoolExecutor(1) as pool, \
             progress_bar(report) as bar:
-        extraction = pool.submit(extract_athletes, app, write_end)
+        extraction = pool.submit(extract_athletes, app, write_end, since)
         judged = JudgedRows(extracted, extraction, report, any_bytes, bar)
         try:
             rows = warehouse.copy(LOAD_STAGING, judged)
@@ -708,9 +809,10 @@ def stream_athletes(app: Database, warehouse: Database, report: Report) -> Stage
         finally:
             extracted.close()
     log.info("app: %d rows read, %d staged", report.source, rows)
-    if not report.source:
+    if not report.source and since is None:
         log.warning("app: %s is empty; nothing to do", app.settings["APP_TABLE"].spelling)
-    return Staged(rows, judged.all_canonical and app.fetch_row(SOURCE_IS_UNIQUE)[0])
+    report.app_is_unique = judged.spelled_once and app.fetch_row(SOURCE_IS_UNIQUE)[0]
+    return Staged(rows, report.app_is_unique)
 
 
 class Staged(NamedTuple):
@@ -720,10 +822,12 @@ class Staged(NamedTuple):
     source_is_unique: bool
 
 
-def extract_athletes(app: Database, write_end: int) -> int:
+def extract_athletes(app: Database, write_end: int, since: Optional[int]) -> int:
     """Write the app's rows into the pipe and close it. Returns the number of rows the server sent."""
     with open(write_end, "wb", CHUNK_BYTES) as pipe:
-        return app.copy(EXTRACT_ATHLETES, pipe)
+        if since is None:
+            return app.copy(EXTRACT_ATHLETES, pipe)
+        return app.copy(EXTRACT_CHANGES, pipe, position=sql.Literal(since))
 
 
 # Large enough that pandas' fixed cost a chunk does not show, small enough to stay in a core's cache;
@@ -740,7 +844,7 @@ class JudgedRows:
         self.any_bytes = any_bytes
         self.failure: Optional[BaseException] = None
         self.rows = self.rejected = 0
-        self.all_canonical = True
+        self.spelled_once = True
         self.begun_line = b""
         self.good_rows = io.BytesIO()
 
@@ -774,7 +878,7 @@ class JudgedRows:
         """Count the rows, note the rejected, and return the lines that may be staged."""
         rows = judge_rows(lines, self.any_bytes)
         self.rows += len(rows)
-        self.all_canonical &= rows["is_canonical"].all()
+        self.spelled_once &= not (rows["is_uuid"] & ~rows["is_canonical"]).any()
         self.bar.update(len(rows))
         if rows["is_good"].all():
             return lines
@@ -920,9 +1024,11 @@ def compare_with_dimension(warehouse: Database, athletes: Athletes, report: Repo
     unknown, inserted, renamed, to_write = warehouse.fetch_row(COUNT_CHANGES, compared=compared, **period)
     report.inserted, report.updated = inserted, renamed
     report.unchanged = athletes.named - inserted - renamed
-    report.missing = warehouse.fetch_row(COUNT_DIMENSION)[0] - (athletes.seen - unknown)
-    log.info("warehouse: %d new, %d renamed, %d unchanged, %d missing from the app",
-             inserted, renamed, report.unchanged, report.missing)
+    report.in_dimension = warehouse.fetch_row(COUNT_DIMENSION)[0]
+    if report.mode == "full":
+        report.missing = report.in_dimension - (athletes.seen - unknown)
+    log.info("warehouse: %d new, %d renamed, %d unchanged, %s missing from the app", inserted, renamed,
+             report.unchanged, "unknown how many" if report.missing is None else report.missing)
     return RowsToWrite(STAGING if stamp_all else CHANGES, to_write)
 
 
@@ -931,7 +1037,7 @@ def refuse_renaming_spree(report: Report, settings: Settings, options: argparse.
 
     Raises SyncProblem (data), unless --allow-updates names a ceiling that holds.
     """
-    in_dimension = report.missing + report.updated + report.unchanged
+    in_dimension = report.in_dimension
     percent = settings["SYNC_MAX_UPDATED_PERCENT"]
     allowed = options.allow_updates
     if allowed is None:
@@ -1572,11 +1678,22 @@ class Database:
     def fetch_row(self, statement: str, **values: Any) -> Any:
         return self.run(statement, **values).fetchone()
 
-    def copy(self, statement: str, file: Any) -> int:
+    def try_row(self, statement: str, **values: Any) -> Optional[Tuple]:
+        """Return the row, or None where there is none or the statement fails; the transaction goes on."""
+        self.run("SAVEPOINT before_try")
+        try:
+            return self.fetch_row(statement, **values)
+        except SyncProblem as problem:
+            log.debug("%s", problem)
+            return None
+        finally:
+            self.run("ROLLBACK TO SAVEPOINT before_try")
+
+    def copy(self, statement: str, file: Any, **fragments: sql.Composable) -> int:
         """Run a COPY from or to `file`. Returns the number of rows."""
         with self.errors_explained():
             cursor = self.connection.cursor()
-            cursor.copy_expert(self.compose(statement), file, size=CHUNK_BYTES)
+            cursor.copy_expert(self.compose(statement, **fragments), file, size=CHUNK_BYTES)
             return cursor.rowcount
 
     def encoding(self) -> str:
@@ -1900,6 +2017,8 @@ def read_command_line(argv: Optional[List[str]], report: Report) -> argparse.Nam
                          help="look at all that a run needs and say what to type; changes nothing")
     instead.add_argument("--status", action="store_true",
                          help="say from the run history whether the warehouse is fresh; 0 if so, 3 if not")
+    parser.add_argument("--incremental", action="store_true",
+                        help="read only what changed since the last success, or all if that is not known")
     parser.add_argument("--strict", action="store_true", help="refuse the run if any row is rejected")
     parser.add_argument("--allow-updates", metavar="N", type=read_ceiling,
                         help="let up to N athletes be renamed, whatever SYNC_MAX_UPDATED_PERCENT says")
