@@ -28,7 +28,14 @@ CREATE TABLE IF NOT EXISTS analytics.athlete_dim (
     source_synced_at TIMESTAMPTZ NOT NULL DEFAULT NOW()
 );
 
-ALTER TABLE analytics.athlete_dim SET (fillfactor = 50);
+DO $$
+BEGIN
+    -- A partitioned table has no pages of its own; give its partitions the same.
+    IF (SELECT relkind FROM pg_class WHERE oid = 'analytics.athlete_dim'::regclass) = 'r' THEN
+        ALTER TABLE analytics.athlete_dim SET (fillfactor = 50);
+    END IF;
+END
+$$;
 
 COMMENT ON TABLE  analytics.athlete_dim IS 'Athlete identity, carried here from the app''s public."User" by make sync. Never deleted from.';
 COMMENT ON COLUMN analytics.athlete_dim.athlete_uuid IS 'The app''s uuid of the athlete.';

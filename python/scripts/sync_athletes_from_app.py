@@ -302,10 +302,10 @@ def read_settings(env_file: Optional[str]) -> Settings:
 
 
 def read_env_file(env_file: Optional[str]) -> Dict[str, Optional[str]]:
-    path = Path(env_file) if env_file else PROJECT / ".env"
+    path = env_path(env_file)
     if not env_file and not path.exists():
         return {}
-    if os.name == "posix" and path.is_file() and path.stat().st_mode & 0o077:
+    if others_may_read(path):
         log.warning("settings: others may read %s; chmod 600 %s", path, path)
     try:
         with path.open(encoding="utf-8-sig") as lines:  # editors on Windows write a byte order mark
@@ -315,6 +315,14 @@ def read_env_file(env_file: Optional[str]) -> Dict[str, Optional[str]]:
         reason = getattr(problem, "strerror", None) or "it is not UTF-8 text"
         raise SyncProblem(CONFIGURATION, "settings", "cannot read %s: %s" % (path, reason),
                           "make it a readable UTF-8 file, or name another with --env-file") from problem
+
+
+def env_path(env_file: Optional[str]) -> Path:
+    return Path(env_file) if env_file else PROJECT / ".env"
+
+
+def others_may_read(path: Path) -> bool:
+    return os.name == "posix" and path.is_file() and path.stat().st_mode & 0o077 != 0
 
 
 def read_endpoint(side: str, prefix: str, values: Dict[str, Any], problems: List[str]) -> Endpoint:
@@ -423,7 +431,7 @@ WITH RECURSIVE part (oid) AS (
      UNION ALL
     SELECT inhrelid FROM pg_catalog.pg_inherits JOIN part ON inhparent = part.oid
 )
-SELECT every(relkind IN ('r', 'p')) FROM pg_catalog.pg_class JOIN part USING (oid)
+SELECT every(relkind IN ('r', 'p')) FROM pg_catalog.pg_class JOIN part ON pg_class.oid = part.oid
 """
 
 # xmin has 32 bits and wraps around, so what counts is the distance from {position}, going upwards.
@@ -524,15 +532,18 @@ SELECT *
  ORDER BY athlete_uuid
 """
 
-# {compared} is tmp_athlete_change, or COMPARED itself where all athletes are written anyway.
-COUNT_CHANGES = """
+COUNTS = """
 SELECT count(*) FILTER (WHERE is_new)                                 AS unknown,
        count(*) FILTER (WHERE is_new AND full_name IS NOT NULL)       AS inserted,
        count(*) FILTER (WHERE NOT is_new AND full_name IS NOT NULL
                               AND is_renamed)                         AS renamed,
        count(full_name)                                               AS to_write
-  FROM {compared}
-"""
+  FROM """
+
+COUNT_CHANGES = COUNTS + "pg_temp.tmp_athlete_change"
+
+# Where all athletes are written anyway, the changes need not be kept, only counted.
+COUNT_COMPARED = COUNTS + "(" + COMPARED + ") AS compared"
 
 COUNT_DIMENSION = "SELECT count(*) FROM {dimension}"
 
@@ -563,7 +574,7 @@ WITH RECURSIVE part (oid) AS (
 SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_trigger JOIN part ON tgrelid = part.oid
                 WHERE NOT tgisinternal AND tgenabled <> 'D')
     OR EXISTS (SELECT 1 FROM pg_catalog.pg_rewrite JOIN part ON ev_class = part.oid)
-    OR EXISTS (SELECT 1 FROM pg_catalog.pg_class JOIN part USING (oid) WHERE relrowsecurity)
+    OR EXISTS (SELECT 1 FROM pg_catalog.pg_class JOIN part ON pg_class.oid = part.oid WHERE relrowsecurity)
     OR EXISTS (SELECT 1 FROM pg_catalog.pg_attribute JOIN part ON attrelid = part.oid
                 WHERE attname = 'full_name'
                   AND (atttypid NOT IN ('text'::regtype, 'varchar'::regtype) OR atttypmod <> -1))
@@ -597,6 +608,8 @@ VALUES (%(target)s, clock_timestamp() - %(seconds)s * interval '1 second', clock
 
 def main(argv: Optional[List[str]] = None) -> int:
     report = Report()
+    if hasattr(sys.stdout, "reconfigure"):  # a Windows code page has no word for most names of tables
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options = read_command_line(argv, report)
         if options.check:
@@ -1015,13 +1028,12 @@ def compare_with_dimension(warehouse: Database, athletes: Athletes, report: Repo
     """Count what is new and renamed into the report, and say which rows are to be written."""
     refresh = warehouse.settings["SYNC_REFRESH"]
     stamp_all = refresh == "always"
-    period = {"stamp_older_than": None if refresh in ("always", "never") else refresh}
     if stamp_all:
-        compared = sql.SQL("(") + warehouse.compose(COMPARED) + sql.SQL(") AS compared")
+        counts = warehouse.fetch_row(COUNT_COMPARED, stamp_older_than=None)
     else:
-        compared = CHANGES
-        warehouse.run(KEEP_CHANGES, **period)
-    unknown, inserted, renamed, to_write = warehouse.fetch_row(COUNT_CHANGES, compared=compared, **period)
+        warehouse.run(KEEP_CHANGES, stamp_older_than=None if refresh == "never" else refresh)
+        counts = warehouse.fetch_row(COUNT_CHANGES)
+    unknown, inserted, renamed, to_write = counts
     report.inserted, report.updated = inserted, renamed
     report.unchanged = athletes.named - inserted - renamed
     report.in_dimension = warehouse.fetch_row(COUNT_DIMENSION)[0]
@@ -1189,14 +1201,11 @@ SELECT coalesce(has_schema_privilege(oid, 'USAGE'), false),
 """, gate=True),
 
     Probe("table", "FAIL", """
-SELECT true, {app_table_text} || ', about ' || greatest(reltuples, 0)::bigint || ' rows'
+SELECT true, {app_table_text} || CASE WHEN reltuples > 0 THEN ', about ' || reltuples::bigint || ' rows'
+                                  ELSE ', never analyzed' END
   FROM pg_catalog.pg_class
  WHERE oid = {app_table_text}::regclass
 """, gate=True),
-
-    Probe("privilege", "FAIL", """
-SELECT has_table_privilege({app_table_text}::regclass, 'SELECT'), 'SELECT'
-""", "GRANT SELECT ON TABLE {table} TO {user};", gate=True),
 
     Probe("columns", "FAIL", """
 SELECT count(*) = 2,
@@ -1206,7 +1215,7 @@ SELECT count(*) = 2,
  WHERE attrelid = {app_table_text}::regclass
    AND attname IN ({uuid_column_text}, {name_column_text})
    AND NOT attisdropped
-""", "{columns}", gate=True),
+""", "{columns}"),
 
     Probe("row security", "warn", """
 SELECT NOT row_security_active({app_table_text}::regclass),
@@ -1233,6 +1242,10 @@ SELECT NOT rolsuper AND first IS NULL,
  WHERE rolname = current_user
 """),
 
+    Probe("privilege", "FAIL", """
+SELECT has_table_privilege({app_table_text}::regclass, 'SELECT'), 'SELECT'
+""", "GRANT SELECT ON TABLE {table} TO {user};", gate=True),
+
     Probe("rejects", "warn", """
 SELECT count(*) = 0, count(*) || ' rows without a name, or whose uuid is not a uuid'
   FROM {app_table}
@@ -1258,7 +1271,7 @@ SELECT NOT pg_is_in_recovery() AND current_setting('default_transaction_read_onl
             ELSE 'default_transaction_read_only is ' || current_setting('default_transaction_read_only') END,
        CASE WHEN pg_is_in_recovery() THEN 'point WH_HOST at the primary'
             ELSE 'ALTER ROLE {{user}} SET default_transaction_read_only = off;' END
-""", gate=True),
+"""),
 
     Probe("privilege", "FAIL", """
 SELECT has_database_privilege(current_database(), 'TEMPORARY'), 'TEMPORARY'
@@ -1274,7 +1287,8 @@ SELECT coalesce(has_schema_privilege(oid, 'USAGE'), false),
 """, gate=True),
 
     Probe("table", "FAIL", """
-SELECT true, {dimension_text} || ', about ' || greatest(reltuples, 0)::bigint || ' rows'
+SELECT true, {dimension_text} || CASE WHEN reltuples > 0 THEN ', about ' || reltuples::bigint || ' rows'
+                                  ELSE ', never analyzed' END
   FROM pg_catalog.pg_class
  WHERE oid = {dimension_text}::regclass
 """, gate=True),
@@ -1286,7 +1300,7 @@ SELECT has_table_privilege({dimension_text}::regclass, name), name,
 """),
 
     Probe("column", "FAIL", """
-SELECT coalesce(atttypid = wanted.type AND atttypmod = -1, false),
+SELECT coalesce(atttypid = wanted.type OR format_type(atttypid, atttypmod) = 'character varying', false),
        wanted.name || ' ' || coalesce(format_type(atttypid, atttypmod), 'is missing'),
        'ALTER TABLE {{table}} '
        || CASE WHEN attname IS NULL THEN 'ADD COLUMN ' || wanted.name || ' ' || wanted.type || wanted.extra
@@ -1375,7 +1389,7 @@ def show_checks(options: argparse.Namespace, report: Report) -> None:
     except SyncProblem as problem:
         checks = [failed("settings", problem)]
     else:
-        checks = check_settings(settings)
+        checks = check_settings(settings) + check_env_file(env_path(options.env_file))
         forget_libpq_variables()
         with Watchdog(settings["SYNC_DEADLINE"], report) as watchdog:
             app_checks, app_clock = check_side(settings.app, APP_PROBES, settings, watchdog)
@@ -1411,12 +1425,18 @@ def check_settings(settings: Settings) -> List[Check]:
     for setting in SETTINGS:
         text, source = settings.found.get(setting.name, (setting.default, "default"))
         if text is not None:
-            secret = setting.name.endswith(("_PASSWORD", "_DATABASE_URL"))
+            secret = setting.name.endswith(("_PASSWORD", "_URL"))
             checks.append(Check("ok", "settings", source,
                                 "%s %s" % (setting.name, "(hidden)" if secret else text)))
     for endpoint in (settings.app, settings.warehouse):
         checks += check_password(endpoint, settings)
     return checks
+
+
+def check_env_file(path: Path) -> List[Check]:
+    if others_may_read(path):
+        return [Check("warn", "settings", "file", "others may read %s" % path, "chmod 600 '%s'" % path)]
+    return [Check("ok", "settings", "file", "%s%s" % (path, "" if path.exists() else " is not there"))]
 
 
 def check_password(endpoint: Endpoint, settings: Settings) -> List[Check]:
@@ -1668,12 +1688,13 @@ class Database:
         with self.errors_explained():
             fragments = {name: value for name, value in values.items() if isinstance(value, sql.Composable)}
             parameters = {name: value for name, value in values.items() if name not in fragments}
+            names = dict(self.settings.names(self.connection), **fragments)
+            if parameters:  # psycopg2 would take a % in a name for a placeholder
+                names = {name: sql.SQL(value.as_string(self.connection).replace("%", "%%"))
+                         for name, value in names.items()}
             cursor = self.connection.cursor()
-            cursor.execute(self.compose(statement, **fragments), parameters or None)
+            cursor.execute(sql.SQL(statement).format(**names), parameters or None)
             return cursor
-
-    def compose(self, statement: str, **fragments: sql.Composable) -> sql.Composed:
-        return sql.SQL(statement).format(**dict(self.settings.names(self.connection), **fragments))
 
     def fetch_row(self, statement: str, **values: Any) -> Any:
         return self.run(statement, **values).fetchone()
@@ -1693,7 +1714,8 @@ class Database:
         """Run a COPY from or to `file`. Returns the number of rows."""
         with self.errors_explained():
             cursor = self.connection.cursor()
-            cursor.copy_expert(self.compose(statement, **fragments), file, size=CHUNK_BYTES)
+            names = dict(self.settings.names(self.connection), **fragments)
+            cursor.copy_expert(sql.SQL(statement).format(**names), file, size=CHUNK_BYTES)
             return cursor.rowcount
 
     def encoding(self) -> str:
