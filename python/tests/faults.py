@@ -898,10 +898,10 @@ def chosen(faults: List[Fault], options: argparse.Namespace) -> List[Fault]:
 
 
 def tell(verdict: Verdict, verbose: bool) -> None:
-    if verbose or verdict.wrong:
-        print(str(verdict), flush=True)
-    if verdict.wrong:
-        print("    " + "\n    ".join(verdict.done.err.splitlines()), flush=True)
+    lines = [str(verdict)] if verbose or verdict.wrong else []
+    lines += ["    " + line for line in verdict.done.err.splitlines() if verdict.wrong]
+    sys.stdout.write("".join(line + "\n" for line in lines))  # at once; print() would mix with other lanes'
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
