@@ -1135,8 +1135,10 @@ def ping_result(report: Report) -> None:
     """Wait for the last ping, but not beyond the deadline, and hardly at all when interrupted."""
     if report.ping_url:
         left = 0 if report.exit_code == UNEXPECTED else report.ping_until - time.monotonic()
-        start_ping(report, str(report.exit_code), report.text_line()).join(
-            min(PING_SECONDS, max(0.5, left)))
+        pinging = start_ping(report, str(report.exit_code), report.text_line())
+        pinging.join(min(PING_SECONDS, max(0.5, left)))
+        if pinging.is_alive():
+            log.warning("ping: SYNC_PING_URL/%d has not answered in time", report.exit_code)
 
 
 def start_ping(report: Report, event: str, body: str) -> threading.Thread:
@@ -1601,17 +1603,18 @@ def table_of_runs(runs: List[Dict[str, Any]]) -> List[str]:
     if not runs:
         return []
     slowest = max(run["seconds"] for run in runs) or 1
-    lines = ["", "started              seconds            mode result   source    new renamed rejected"]
+    lines = ["", "started (UTC)    seconds            mode result   source     new renamed rejected"]
     for run in runs:
         known = {name: "null" if value is None else value for name, value in run.items()}
-        known.update(mode=run["mode"][:4], bar="#" * max(1, round(10 * run["seconds"] / slowest)))
+        known.update(started_at=run["started_at"][:16], mode=run["mode"][:4],
+                     bar="#" * max(1, round(10 * run["seconds"] / slowest)))
         lines.append("%(started_at)s %(seconds)7.2f %(bar)-10s %(mode)s %(result)-7s %(source)7s"
-                     " %(inserted)6s %(updated)7s %(rejected)8s" % known)
+                     " %(inserted)7s %(updated)7s %(rejected)8s" % known)
     return lines
 
 
 def last_rejects(runs: List[Dict[str, Any]]) -> List[str]:
-    rejects = runs[0]["rejects"] if runs else []
+    rejects = next((run["rejects"] for run in runs if run["result"] != "skipped"), [])
     heading = ["", "rejected in the last run:"] if rejects else []
     return heading + ["  %s: %s" % (ascii(reject["uuid"]), reject["reason"]) for reject in rejects]
 
