@@ -1603,12 +1603,12 @@ def table_of_runs(runs: List[Dict[str, Any]]) -> List[str]:
     if not runs:
         return []
     slowest = max(run["seconds"] for run in runs) or 1
-    lines = ["", "started (UTC)    seconds            mode result   source     new renamed rejected"]
+    lines = ["", "started (UTC)    seconds            mode result  source     new renamed rejected"]
     for run in runs:
         known = {name: "null" if value is None else value for name, value in run.items()}
         known.update(started_at=run["started_at"][:16], mode=run["mode"][:4],
                      bar="#" * max(1, round(10 * run["seconds"] / slowest)))
-        lines.append("%(started_at)s %(seconds)7.2f %(bar)-10s %(mode)s %(result)-7s %(source)7s"
+        lines.append("%(started_at)s %(seconds)7.2f %(bar)-10s %(mode)s %(result)-7s%(source)7s"
                      " %(inserted)7s %(updated)7s %(rejected)8s" % known)
     return lines
 
