@@ -1,0 +1,760 @@
+"""--check: each planted defect is named, what is printed mends it, and looking changes nothing.
+
+Each side has a database of its own here, set up anew after every test that planted something in it, so
+that a row may break whatever it likes. Its name has to be quoted in SQL and in a shell. Roles belong to
+the whole server, so they are put back too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import fcntl
+import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from urllib.parse import quote
+
+import pytest
+
+from conftest import ANN, BOB, CAT, Side, arguments, finish, run_in_process
+from lab.servers import (
+    PRISMA_USER, PROJECT, READER_PASSWORD, SCRIPT, SUPERUSER_PASSWORD, WRITER_PASSWORD, Server, free_port)
+
+ROLE = {"app": "app_readonly", "warehouse": "warehouse_writer"}
+PASSWORD = {"app": READER_PASSWORD, "warehouse": WRITER_PASSWORD}
+PREFIX = {"app": "APP", "warehouse": "WH"}
+SETUP = {"app": "sql/app_readonly.sql", "warehouse": "sql/warehouse_setup.sql"}
+DATABASE = {"app": "app to check", "warehouse": "warehouse to check"}
+SECRET_URL = "https://example.org/ping-token-4711"
+
+# What setup made, and what a row may have made, is gone; the role is as setup leaves it.
+AS_NEW = {
+    "app": """
+        DROP SCHEMA IF EXISTS app, public CASCADE;
+        CREATE SCHEMA public;
+        GRANT USAGE ON SCHEMA public TO PUBLIC;""" + PRISMA_USER,
+    "warehouse": "DROP SCHEMA IF EXISTS analytics, dw CASCADE",
+}
+ROLE_AS_NEW = """
+    DO $$ BEGIN
+        IF EXISTS (SELECT 1 FROM pg_roles WHERE rolname = 'hidden') THEN
+            ALTER ROLE hidden RENAME TO {role};
+        END IF;
+    END $$;
+    ALTER ROLE {role} LOGIN NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE VALID UNTIL 'infinity';
+    ALTER ROLE {role} RESET ALL;
+    ALTER DATABASE "{database}" RESET ALL;
+    GRANT CONNECT, TEMPORARY ON DATABASE "{database}" TO PUBLIC;"""
+
+CATALOGS = """
+    pg_class pg_attribute pg_attrdef pg_proc pg_type pg_namespace pg_index pg_constraint pg_trigger pg_policy
+    pg_rewrite pg_authid pg_auth_members pg_database pg_db_role_setting pg_default_acl pg_depend pg_shdepend
+    pg_description""".split()
+
+
+# Where defects are planted, and how they are looked at
+
+
+@pytest.fixture(scope="module")
+def own(lab, sides):
+    own = {}
+    for side in sides:
+        name = side.server.name
+        side.sql('CREATE DATABASE "%s"' % DATABASE[name])
+        server = copy.copy(side.server)
+        server.name = DATABASE[name]
+        own[name] = Side(server)
+        set_up(own[name], name)
+    yield own
+    for side in sides:
+        name = side.server.name
+        own[name].connection.close()
+        side.sql('DROP DATABASE "%s"' % DATABASE[name])
+
+
+def set_up(own, side):
+    own.sql(ROLE_AS_NEW.format(role=ROLE[side], database=DATABASE[side]))
+    own.sql(AS_NEW[side])
+    variable = {"app": "app_password", "warehouse": "writer_password"}[side]
+    own.server.psql("-f", str(PROJECT / SETUP[side]), "-v", "%s=%s" % (variable, PASSWORD[side]))
+
+
+@pytest.fixture
+def site(world, own):
+    site = Site(world, own)
+    yield site
+    with contextlib.ExitStack() as steps:  # the second even if the first fails
+        for side in site.touched:
+            steps.callback(set_up, own[side], side)
+
+
+class Site:
+    """Two databases, and the settings that lead to them."""
+
+    def __init__(self, world, own):
+        self.world, self.own, self.touched = world, own, set()
+
+    def plant(self, side, statements):
+        self.touched.add(side)
+        self.own[side].sql(statements)
+
+    def paste(self, side, text):
+        """Run the file that is named, or else what is SQL, up to the last semicolon."""
+        self.touched.add(side)
+        server, file = self.own[side].server, re.search(r"psql -f (\S+\.sql)", text)
+        if file:
+            server.psql("-f", str(PROJECT / file.group(1)))
+        else:
+            statements = re.search(r"\b(ALTER|BEGIN|CREATE|DROP|GRANT|REVOKE) .*;", text)
+            assert statements, "no SQL in %r" % text
+            server.psql("-q", stdin=statements.group().replace("'...'", literal(PASSWORD[side])))
+
+    def settings(self, settings):
+        found = {PREFIX[side] + "_DB": own.server.name for side, own in self.own.items()}
+        found.update({PREFIX[side] + "_PORT": str(own.server.port) for side, own in self.own.items()})
+        return dict(dict(found, SYNC_CONNECT_ATTEMPTS="1"), **settings)
+
+    def values(self, settings):
+        return {name: value(self.own) if callable(value) else value for name, value in settings.items()}
+
+    def check(self, *flags, **settings):
+        """--check --json, held to what must be true of each: nothing is changed, no secret is printed."""
+        environment = self.world.environment(self.settings(settings))
+        before = {side: state(own) for side, own in self.own.items()}
+        run = run_in_process(self.world.script, arguments(("--check", "--json") + flags), environment)
+        assert {side: state(own) for side, own in self.own.items()} == before, "it changed a database"
+        check_secrets(run, settings)
+        return Looked(run)
+
+
+def literal(text):
+    return "'%s'" % text.replace("'", "''")
+
+
+def state(side):
+    """What whoever writes anything leaves different: the newest row of a catalog, the rows of the tables."""
+    relations = side.sql("""
+        SELECT oid::regclass::text, relkind::text FROM pg_class
+         WHERE relkind IN ('r', 'S', 'm')
+           AND relnamespace::regnamespace::text !~ '^(pg_|information_schema)'""")
+    newest = "concat_ws(' ', count(*), max(xmin::text::bigint), max(xmax::text::bigint))"
+    seen = {name: newest for name in CATALOGS}
+    rows = "md5(string_agg(concat(ctid, xmin, xmax, t::text), ',' ORDER BY ctid))"
+    position = "concat_ws(' ', max(last_value), bool_or(is_called))"
+    seen.update({name: position if kind == "S" else rows for name, kind in relations})
+    return dict(side.sql(" UNION ALL ".join(
+        "SELECT $$%s$$, %s FROM %s AS t" % (name, what, name) for name, what in seen.items())))
+
+
+def check_secrets(run, settings):
+    secrets = {READER_PASSWORD, WRITER_PASSWORD, SECRET_URL, SECRET_URL.rsplit("/")[-1]}
+    secrets |= {text for name, text in settings.items()
+                if name.endswith(("_PASSWORD", "_URL"))} - {"CHANGE_ME"}
+    for secret in secrets - {None}:
+        assert secret not in run.out + run.err, "printed: %r" % secret
+
+
+class Looked:
+    """What --check --json printed."""
+
+    def __init__(self, run):
+        self.run, self.answer = run, json.loads(run.out)
+        self.checks = self.answer["checks"]
+        assert run.code == self.answer["exit_code"] == max(check["code"] for check in self.checks), run
+        for check in self.checks:
+            assert (check["code"] == 0) == (check["level"] != "FAIL"), check
+            assert bool(check["next_step"]) == (check["level"] != "ok"), "what to type: %r" % check
+
+    @property
+    def trouble(self):
+        return [check for check in self.checks if check["level"] != "ok"]
+
+    def find(self, line):
+        """The check of a line such as "FAIL app row security: may hide"."""
+        start, words = line.split(": ", 1)
+        found = [check for check in self.checks
+                 if "%(level)s %(side)s %(subject)s" % check == start and words in check["found"]]
+        assert len(found) == 1, "%r in:\n%s" % (line, "\n".join(map(str, self.trouble)))
+        return found[0]
+
+    def __repr__(self):
+        return "exit code %d: %s" % (self.run.code, self.trouble)
+
+
+# One row a defect: what is planted on which side, in SQL or by settings, and the line that --check says.
+# The statement that it prints is then pasted, unless another mends (what is printed is no SQL) or a setting.
+
+def closed_port(_):
+    return str(free_port())
+
+
+def url_of_another_machine(own):
+    return "postgresql://app_readonly:%s@app.example.org:%s/%s?hostaddr=127.0.0.1" % tuple(
+        quote(str(part)) for part in (READER_PASSWORD, own["app"].server.port, DATABASE["app"]))
+
+
+def revoked(side, privilege, line, everybody=False, **more):
+    role = ROLE[side] + (", PUBLIC" if everybody else "")
+    return dict(dict(plant="REVOKE %s FROM %s" % (privilege, role), line=line, prints="GRANT "), **more)
+
+
+DIM = "analytics.athlete_dim"
+SEQUENCE = "analytics.athlete_sync_run_run_id_seq"
+TRIGGER = """
+    CREATE FUNCTION analytics.meddle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN %s RETURN NEW; END $$;
+    CREATE TRIGGER "Meddle" BEFORE INSERT OR UPDATE ON analytics.athlete_dim
+       FOR EACH ROW EXECUTE PROCEDURE analytics.meddle()"""
+
+DEFECTS = {
+    # The app: login and privileges
+    "app: SELECT": revoked("app", 'SELECT ON public."User"', "FAIL app privilege: SELECT"),
+    "app: USAGE": revoked("app", "USAGE ON SCHEMA public", "FAIL app schema: USAGE on public", True),
+    "app: CONNECT": revoked("app", 'CONNECT ON DATABASE "app to check"', "FAIL app login: may not connect",
+                            True, code=2),
+    "app: missing role": dict(
+        plant="ALTER ROLE app_readonly RENAME TO hidden",
+        line="FAIL app login: password authentication failed",
+        code=2, mend="ALTER ROLE hidden RENAME TO app_readonly;"
+                     "ALTER ROLE app_readonly PASSWORD " + literal(READER_PASSWORD)),
+    "app: expired password": dict(
+        plant="ALTER ROLE app_readonly VALID UNTIL '2020-01-01'",
+        line="FAIL app login: password authentication failed", code=2, prints="ALTER ROLE app_readonly"),
+    "app: role may not log in": dict(
+        plant="ALTER ROLE app_readonly NOLOGIN", line="FAIL app login: not permitted to log in", code=2,
+        prints="ALTER ROLE app_readonly"),
+    "app: wrong password": dict(
+        plant="ALTER ROLE app_readonly PASSWORD 'another one'",
+        line="FAIL app login: password authentication failed", code=2, prints="ALTER ROLE app_readonly"),
+    "app: password in quotes": dict(
+        settings=dict(APP_PASSWORD='"%s"' % READER_PASSWORD),
+        line="warn settings password: APP_PASSWORD begins", code=2,
+        set={}),
+    "app: CHANGE_ME": dict(
+        plant="ALTER ROLE app_readonly PASSWORD 'CHANGE_ME'", settings=dict(APP_PASSWORD="CHANGE_ME"),
+        line="warn settings password: APP_PASSWORD is still CHANGE_ME",
+        prints="ALTER ROLE app_readonly WITH PASSWORD",
+        set={}),
+    "app: role may insert": dict(
+        plant='GRANT INSERT ON public."User" TO app_readonly', line="warn app read only: may write",
+        prints="REVOKE"),
+    "app: role may update one column": dict(
+        plant='GRANT UPDATE (name) ON public."User" TO app_readonly', line="warn app read only: may write",
+        prints="REVOKE"),
+    "app: role may write another table": dict(
+        plant="CREATE TABLE public.club (); GRANT DELETE ON public.club TO app_readonly",
+        line="warn app read only: may write", prints="REVOKE"),
+    "app: role is a superuser": dict(
+        plant="ALTER ROLE app_readonly SUPERUSER", line="warn app read only: superuser",
+        prints="ALTER ROLE app_readonly NOSUPERUSER"),
+
+    # The app: where it is
+    "app: closed port": dict(
+        settings=dict(APP_PORT=closed_port), line="FAIL app network: refused", code=2, prints="APP_PORT",
+        set={}),
+    "app: unknown host": dict(
+        settings=dict(APP_HOST="nosuchhost.invalid"), line="FAIL app network: nosuchhost.invalid", code=2,
+        prints="APP_HOST", set={}),
+    "app: no such database": dict(
+        settings=dict(APP_DB="nowhere"), line='FAIL app login: "nowhere" does not exist', code=2,
+        prints="APP_DB", set={}),
+    "app: TLS that the server does not have": dict(
+        settings=dict(APP_SSLMODE="require"), line="FAIL app login: SSL", code=2,
+        prints="APP_SSLMODE=disable", set=dict(APP_SSLMODE="disable")),
+    "app: no TLS on the way to another machine": dict(
+        settings=dict(APP_DATABASE_URL=url_of_another_machine),
+        line="warn app TLS: off", prints="APP_SSLMODE=require", set={}),
+
+    # The app: what it holds
+    "app: missing table": dict(
+        plant='ALTER TABLE public."User" RENAME TO "Member"', line='FAIL app table: does not exist',
+        prints="APP_TABLE", mend='ALTER TABLE public."Member" RENAME TO "User"'),
+    "app: missing schema": dict(
+        settings=dict(APP_TABLE='app."User"'), line="FAIL app schema: there is no", prints="APP_TABLE",
+        set={}),
+    "app: missing uuid column": dict(
+        plant='ALTER TABLE public."User" RENAME uuid TO id', line="FAIL app columns: name",
+        prints="APP_UUID_COLUMN", set=dict(APP_UUID_COLUMN="id")),
+    "app: missing name column": dict(
+        settings=dict(APP_NAME_COLUMN="fullName"), line="FAIL app columns: uuid", prints="APP_NAME_COLUMN",
+        set={}),
+    "app: neither column": dict(
+        settings=dict(APP_UUID_COLUMN="a", APP_NAME_COLUMN="b"), line="FAIL app columns: neither",
+        prints="APP_UUID_COLUMN", set={}),
+    "app: uuid of a wrong type": dict(
+        plant="""ALTER TABLE public."User" ALTER uuid TYPE INTEGER USING 7;
+                             INSERT INTO public."User" VALUES (7, 'Ann Archer')""",
+        line="warn app rejects: 1 rows", prints="--dry-run --json",
+        mend="""DELETE FROM public."User"; ALTER TABLE public."User" ALTER uuid TYPE UUID USING NULL"""),
+    "app: row security": dict(
+        plant='ALTER TABLE public."User" ENABLE ROW LEVEL SECURITY',
+        line="warn app row security: may hide rows",
+        prints="ALTER ROLE app_readonly BYPASSRLS"),
+    "app: rows that would be rejected": dict(
+        plant="INSERT INTO public.\"User\" VALUES ('%s', NULL), (NULL, 'Bob Bowman'), ('x', 'Cat Cooper'),"
+                          " ('{%s', 'Dan Dyer'), ('%s', 'Eve Eden')" % (ANN, BOB, CAT),
+        line="warn app rejects: 4 rows", prints="--dry-run --json",
+        mend="DELETE FROM public.\"User\" WHERE name IS DISTINCT FROM 'Eve Eden'"),
+    "app: one uuid, two names": dict(
+        plant="INSERT INTO public.\"User\" VALUES ('%s', 'Ann Archer'), ('%s', 'Bob Bowman')"
+                          % (ANN, ANN.upper()),
+        line="warn app repeats: 1 uuids", prints="--dry-run --json", mend='DELETE FROM public."User"'),
+    "app: one uuid in two spellings, two names": dict(
+        plant="INSERT INTO public.\"User\" VALUES ('%s', 'Ann Archer'), ('{%s}', 'Bob Bowman')"
+                          % (ANN.replace("-", ""), ANN),
+        line="warn app repeats: 1 uuids", prints="--dry-run --json", mend='DELETE FROM public."User"'),
+
+    # The warehouse: login and privileges
+    "warehouse: TEMP": revoked("warehouse", 'TEMPORARY ON DATABASE "warehouse to check"',
+                               "FAIL warehouse privilege: TEMPORARY", True),
+    "warehouse: USAGE": revoked("warehouse", "USAGE ON SCHEMA analytics",
+                                "FAIL warehouse schema: USAGE on analytics"),
+    "warehouse: SELECT": revoked("warehouse", "SELECT ON " + DIM, "FAIL warehouse privilege: SELECT"),
+    "warehouse: INSERT": revoked("warehouse", "INSERT ON " + DIM, "FAIL warehouse privilege: INSERT"),
+    "warehouse: UPDATE": revoked("warehouse", "UPDATE ON " + DIM, "FAIL warehouse privilege: UPDATE"),
+    "warehouse: history SELECT": revoked("warehouse", "SELECT ON analytics.athlete_sync_run",
+                                         "warn warehouse run history: analytics.athlete_sync_run"),
+    "warehouse: history INSERT": revoked("warehouse", "INSERT ON analytics.athlete_sync_run",
+                                         "warn warehouse run history: analytics.athlete_sync_run"),
+    "warehouse: sequence USAGE": revoked("warehouse", "USAGE ON SEQUENCE " + SEQUENCE,
+                                         "warn warehouse run history: analytics.athlete_sync_run"),
+    "warehouse: view SELECT": revoked("warehouse", "SELECT ON analytics.athlete_sync_health",
+                                      "warn warehouse health view: analytics.athlete_sync_health"),
+    "warehouse: CONNECT": revoked("warehouse", 'CONNECT ON DATABASE "warehouse to check"',
+                                  "FAIL warehouse login: may not connect", True, code=2),
+    "warehouse: missing role": dict(
+        plant="ALTER ROLE warehouse_writer RENAME TO hidden",
+        line="FAIL warehouse login: password authentication failed", code=2,
+        mend="ALTER ROLE hidden RENAME TO warehouse_writer;"
+             "ALTER ROLE warehouse_writer PASSWORD " + literal(WRITER_PASSWORD)),
+    "warehouse: expired password": dict(
+        plant="ALTER ROLE warehouse_writer VALID UNTIL '2020-01-01'",
+        line="FAIL warehouse login: password authentication failed", code=2,
+        prints="ALTER ROLE warehouse_writer"),
+    "warehouse: CHANGE_ME": dict(
+        plant="ALTER ROLE warehouse_writer PASSWORD 'CHANGE_ME'", settings=dict(WH_PASSWORD="CHANGE_ME"),
+        line="warn settings password: WH_PASSWORD is still CHANGE_ME",
+        prints="ALTER ROLE warehouse_writer WITH PASSWORD", set={}),
+    "warehouse: password in quotes": dict(
+        settings=dict(WH_PASSWORD="'%s'" % WRITER_PASSWORD),
+        line="warn settings password: WH_PASSWORD begins", code=2,
+        set={}),
+    "warehouse: role only reads": dict(
+        plant="ALTER ROLE warehouse_writer SET default_transaction_read_only = on",
+        line="FAIL warehouse writable: default_transaction_read_only", prints="ALTER ROLE warehouse_writer"),
+    "warehouse: database only reads": dict(
+        plant='ALTER DATABASE "warehouse to check" SET default_transaction_read_only = on',
+        line="FAIL warehouse writable: default_transaction_read_only", prints="ALTER ROLE warehouse_writer"),
+
+    # The warehouse: where it is
+    "warehouse: closed port": dict(
+        settings=dict(WH_PORT=closed_port), line="FAIL warehouse network: refused", code=2, prints="WH_PORT",
+        set={}),
+    "warehouse: unknown host": dict(
+        settings=dict(WH_HOST="nosuchhost.invalid"), line="FAIL warehouse network: nosuchhost.invalid",
+        code=2, prints="WH_HOST", set={}),
+    "warehouse: no such database": dict(
+        settings=dict(WH_DB="nowhere"), line='FAIL warehouse login: "nowhere" does not exist', code=2,
+        prints="WH_DB", set={}),
+    "warehouse: another database": dict(
+        settings=dict(WH_DB="postgres"), line="FAIL warehouse schema: there is no", prints="WH_DB", set={}),
+    "warehouse: TLS that the server does not have": dict(
+        settings=dict(WH_SSLMODE="require"), line="FAIL warehouse login: SSL", code=2,
+        prints="WH_SSLMODE=disable", set=dict(WH_SSLMODE="disable")),
+
+    # The warehouse: what it holds
+    "warehouse: missing schema": dict(
+        plant="DROP SCHEMA analytics CASCADE", line="FAIL warehouse schema: there is no", prints="psql -f"),
+    "warehouse: missing table": dict(
+        plant="DROP TABLE analytics.athlete_dim", line="FAIL warehouse table: does not exist",
+        prints="psql -f"),
+    "warehouse: missing history": dict(
+        plant="DROP TABLE analytics.athlete_sync_run CASCADE",
+        line="warn warehouse run history: does not exist", prints="psql -f"),
+    "warehouse: missing view": dict(
+        plant="DROP VIEW analytics.athlete_sync_health",
+        line="warn warehouse health view: does not exist", prints="psql -f"),
+    "warehouse: missing athlete_uuid": dict(
+        plant="ALTER TABLE analytics.athlete_dim DROP athlete_uuid",
+        line="FAIL warehouse column: athlete_uuid is missing", prints="ALTER TABLE", then=["key", "upsert"]),
+    "warehouse: missing full_name": dict(
+        plant="INSERT INTO analytics.athlete_dim VALUES ('%s', 'Ann Archer');"
+              "ALTER TABLE analytics.athlete_dim DROP full_name" % ANN,
+        line="FAIL warehouse column: full_name is missing", prints="ALTER TABLE"),
+    "warehouse: missing source_synced_at": dict(
+        plant="INSERT INTO analytics.athlete_dim VALUES ('%s', 'Ann Archer');"
+              "ALTER TABLE analytics.athlete_dim DROP source_synced_at" % ANN,
+        line="FAIL warehouse column: source_synced_at is missing", prints="ALTER TABLE"),
+    "warehouse: athlete_uuid is text": dict(
+        plant="INSERT INTO analytics.athlete_dim VALUES ('%s', 'Ann Archer');"
+              "ALTER TABLE analytics.athlete_dim ALTER athlete_uuid TYPE TEXT" % ANN,
+        line="FAIL warehouse column: athlete_uuid text", prints="ALTER TABLE"),
+    "warehouse: full_name is short": dict(
+        plant="ALTER TABLE analytics.athlete_dim ALTER full_name TYPE VARCHAR(20)",
+        line="FAIL warehouse column: full_name character varying(20)", prints="ALTER TABLE"),
+    "warehouse: source_synced_at has no zone": dict(
+        plant="ALTER TABLE analytics.athlete_dim ALTER source_synced_at TYPE TIMESTAMP",
+        line="FAIL warehouse column: source_synced_at timestamp without time zone", prints="ALTER TABLE"),
+    "warehouse: missing key": dict(
+        plant="ALTER TABLE analytics.athlete_dim DROP CONSTRAINT athlete_dim_pkey",
+        line="FAIL warehouse key: no unique index", prints="athlete_uuid"),
+    "warehouse: a key of its own": dict(
+        plant="ALTER TABLE analytics.athlete_dim DROP CONSTRAINT athlete_dim_pkey;"
+              "ALTER TABLE analytics.athlete_dim ADD athlete_id UUID PRIMARY KEY"
+              " DEFAULT md5(random()::text)::uuid",
+        line="FAIL warehouse key: no unique index", prints="athlete_uuid"),
+    "warehouse: a key for some rows only": dict(
+        plant="ALTER TABLE analytics.athlete_dim DROP CONSTRAINT athlete_dim_pkey;"
+              "CREATE UNIQUE INDEX ON analytics.athlete_dim (athlete_uuid) WHERE full_name <> ''",
+        line="FAIL warehouse key: no unique index", prints="athlete_uuid"),
+    "warehouse: a column that must be filled": dict(
+        plant="ALTER TABLE analytics.athlete_dim ADD club TEXT NOT NULL",
+        line='FAIL warehouse upsert: "club"', prints="\\d+ analytics.athlete_dim",
+        mend="ALTER TABLE analytics.athlete_dim ALTER club DROP NOT NULL"),
+    "warehouse: a harmless trigger": dict(
+        plant=TRIGGER % "", line='warn warehouse triggers: "Meddle"', prints="DISABLE TRIGGER"),
+    "warehouse: a trigger that meddles": dict(
+        plant=TRIGGER % "NEW.full_name := upper(NEW.full_name);", line="FAIL warehouse upsert: tried",
+        mend='DROP TRIGGER "Meddle" ON analytics.athlete_dim'),
+    "warehouse: a trigger that drops rows": dict(
+        plant=TRIGGER % "RETURN NULL;", line="FAIL warehouse upsert: tried",
+        mend='DROP TRIGGER "Meddle" ON analytics.athlete_dim'),
+    "warehouse: a rule": dict(
+        plant="CREATE RULE meddle AS ON INSERT TO analytics.athlete_dim DO INSTEAD NOTHING",
+        line="FAIL warehouse upsert: INSERT", prints="\\d+",
+        mend="DROP RULE meddle ON analytics.athlete_dim"),
+    "warehouse: row security": dict(
+        plant="ALTER TABLE analytics.athlete_dim ENABLE ROW LEVEL SECURITY",
+        line="FAIL warehouse upsert: row-level security",
+        mend="ALTER TABLE analytics.athlete_dim DISABLE ROW LEVEL SECURITY"),
+    "warehouse: an index on the stamp": dict(
+        plant='CREATE INDEX "By Stamp" ON analytics.athlete_dim (source_synced_at)',
+        line='warn warehouse cheap reruns: "By Stamp"', prints="DROP INDEX"),
+    "warehouse: full pages": dict(
+        plant="ALTER TABLE analytics.athlete_dim RESET (fillfactor)",
+        line="warn warehouse cheap reruns: fillfactor 100", prints="fillfactor = 50"),
+}
+
+
+@pytest.mark.parametrize("name", list(DEFECTS))
+def test_a_defect_is_named_and_what_is_printed_mends_it(site, name):
+    side, defect = name.split(":")[0], DEFECTS[name]
+    if "plant" in defect:
+        site.plant(side, defect["plant"])
+    settings = site.values(defect.get("settings", {}))
+    looked = site.check(**settings)
+    named = looked.find(defect["line"])
+    assert looked.run.code == defect.get("code", 3 if named["level"] == "FAIL" else 0), looked
+    assert defect.get("prints", "") in named["next_step"], named
+
+    if defect.get("mend"):
+        site.plant(side, defect["mend"])
+    elif "set" not in defect or "CHANGE_ME" in name:
+        site.paste(side, named["next_step"])
+    again = site.check(**defect.get("set", settings))
+    assert {check["subject"] for check in again.trouble} == set(defect.get("then", [])), again
+
+
+# No false alarm
+
+
+CLEAN = """
+    settings;
+    app network, login, TLS, version, encoding, schema, table, privilege, columns, row security, read only,
+        rejects, repeats;
+    warehouse network, login, TLS, version, encoding, writable, privilege, schema, table, column, key, upsert,
+        triggers, cheap reruns, run history, health view, run's lock;
+    both clocks"""
+
+
+@pytest.mark.parametrize("athletes", [0, 1, 1000])
+def test_an_installation_made_by_the_sql_files_is_well(site, athletes):
+    site.plant("app", """
+        INSERT INTO public."User"
+        SELECT md5(number::text)::uuid, 'Ann Archer' FROM generate_series(1, %d) AS number""" % athletes)
+    for _ in range(2):
+        looked = site.check()
+        assert (looked.run.code, looked.trouble) == (0, [])
+        found = looked.find("ok app table: User")["found"]
+        assert not athletes or not re.search(r"\b0 rows", found), "never analyzed is not empty: " + found
+        site.touched.add("warehouse")
+        assert site.world.sync(**site.settings({})).code == 0
+
+
+def test_everything_that_a_run_needs_is_looked_at(site):
+    looked = site.check()
+    for words in CLEAN.split(";"):
+        side, _, subjects = words.strip().partition(" ")
+        seen = {check["subject"] for check in looked.checks if check["side"] == side}
+        assert seen >= {subject.strip() for subject in subjects.split(",") if subject}, side
+
+
+OTHER_SHAPES = {
+    "uuid and varchar": (
+        "app", "CREATE TABLE public.people (id UUID PRIMARY KEY, name VARCHAR(50))",
+        dict(APP_TABLE="public.people", APP_UUID_COLUMN="id")),
+    "a view": (
+        "app", 'CREATE VIEW public.people AS SELECT uuid, name FROM public."User"', dict(APP_TABLE="People")),
+    "a partitioned table": (
+        "app", "CREATE TABLE public.people (uuid UUID, name TEXT) PARTITION BY HASH (uuid);"
+               "CREATE TABLE public.people_0 PARTITION OF public.people FOR VALUES"
+               " WITH (MODULUS 1, REMAINDER 0)",
+        dict(APP_TABLE="public.people")),
+    "names that need quotes": (
+        "app", 'CREATE SCHEMA app; GRANT USAGE ON SCHEMA app TO app_readonly;'
+               'CREATE TABLE app."The ""User""; {x} %s" ("UUID." TEXT, "full%Name" TEXT)',
+        dict(APP_TABLE='app."The ""User""; {x} %s"', APP_UUID_COLUMN='"UUID."',
+             APP_NAME_COLUMN='"full%Name"')),
+    "another dimension": (
+        "warehouse", 'CREATE TABLE analytics."Athlete {x} %s" (LIKE analytics.athlete_dim INCLUDING ALL)'
+                     ' WITH (fillfactor = 50)',
+        dict(WH_TABLE='analytics."Athlete {x} %s"')),
+    "varchar without a length": (
+        "warehouse", "CREATE TABLE analytics.people (athlete_uuid UUID PRIMARY KEY, full_name VARCHAR,"
+                     " source_synced_at TIMESTAMPTZ) WITH (fillfactor = 50)",
+        dict(WH_TABLE="analytics.people")),
+}
+
+
+@pytest.mark.parametrize("name", list(OTHER_SHAPES))
+def test_what_a_run_accepts_is_no_defect(site, name):
+    side, create, settings = OTHER_SHAPES[name]
+    site.plant(side, create)
+    site.plant("warehouse",
+               "GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA analytics TO warehouse_writer")
+    site.plant("app", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO app_readonly")
+    if name == "names that need quotes":
+        site.plant("app", "GRANT SELECT ON ALL TABLES IN SCHEMA app TO app_readonly")
+    looked = site.check(**settings)
+    assert (looked.run.code, looked.trouble) == (0, [])
+    run = site.world.sync(**site.settings(settings))
+    assert run.code == 0, run
+
+
+# Several at once: all are named, not only the first
+
+
+TOGETHER = {
+    "one side is down": (
+        "", "REVOKE INSERT ON analytics.athlete_dim FROM warehouse_writer", dict(APP_PORT=closed_port), 3,
+        ["FAIL app network: refused", "FAIL warehouse privilege: INSERT"]),
+    "the other is down": (
+        'REVOKE SELECT ON public."User" FROM app_readonly', "", dict(WH_PASSWORD="wrong"), 3,
+        ["FAIL app privilege: SELECT", "FAIL warehouse login: password authentication failed"]),
+    "a login and a warning": (
+        "ALTER ROLE app_readonly NOLOGIN", "CREATE INDEX ON analytics.athlete_dim (source_synced_at)", {}, 2,
+        ["FAIL app login: not permitted to log in", "warn warehouse cheap reruns: source_synced_at"]),
+    "a privilege and a column in the app": (
+        'REVOKE SELECT ON public."User" FROM app_readonly', "", dict(APP_NAME_COLUMN="fullName"), 3,
+        ["FAIL app privilege: SELECT", "FAIL app columns: uuid"]),
+    "much of the warehouse": (
+        "", 'REVOKE TEMPORARY ON DATABASE "warehouse to check" FROM warehouse_writer, PUBLIC;'
+            "REVOKE SELECT, INSERT, UPDATE ON analytics.athlete_dim FROM warehouse_writer;"
+            "ALTER TABLE analytics.athlete_dim RESET (fillfactor), DROP full_name,"
+            "  DROP CONSTRAINT athlete_dim_pkey;"
+            "DROP VIEW analytics.athlete_sync_health", {}, 3,
+        ["FAIL warehouse privilege: TEMPORARY", "FAIL warehouse privilege: SELECT",
+         "FAIL warehouse privilege: INSERT",
+         "FAIL warehouse privilege: UPDATE", "FAIL warehouse column: full_name is missing",
+         "FAIL warehouse key: no unique index", "warn warehouse cheap reruns: fillfactor 100",
+         "warn warehouse health view: does not exist", "FAIL warehouse upsert: "]),
+    "a warehouse that only reads, and more": (
+        "", "ALTER ROLE warehouse_writer SET default_transaction_read_only = on;"
+            "REVOKE UPDATE ON analytics.athlete_dim FROM warehouse_writer", {}, 3,
+        ["FAIL warehouse writable: default_transaction_read_only", "FAIL warehouse privilege: UPDATE"]),
+}
+
+
+@pytest.mark.parametrize("name", list(TOGETHER))
+def test_all_checks_are_made_not_only_up_to_the_first_failure(site, name):
+    app, warehouse, settings, code, lines = TOGETHER[name]
+    site.plant("app", app or "SELECT 1")
+    site.plant("warehouse", warehouse or "SELECT 1")
+    looked = site.check(**site.values(settings))
+    for line in lines:
+        looked.find(line)
+    assert looked.run.code == code, looked
+
+
+def test_missing_and_malformed_settings_are_named_together(site):
+    looked = site.check(APP_HOST=None, WH_PASSWORD=None, SYNC_REFRESH="daily",
+                        SYNC_PING_URL="ping-token-4711")
+    named = looked.find("FAIL settings settings: ")
+    assert looked.run.code == 1
+    for name in ("APP_HOST is missing", "WH_PASSWORD is missing", "SYNC_REFRESH must", "SYNC_PING_URL must"):
+        assert name in named["found"]
+    assert ".env.example" in named["next_step"]
+
+
+# Settings: where each came from
+
+
+def test_each_setting_says_where_it_came_from_and_no_secret(site, tmp_path):
+    env_file = tmp_path / ".env"
+    env_file.write_text("SYNC_REFRESH=12h\nSYNC_MAX_AGE=3d\nSYNC_PING_URL=%s\n" % SECRET_URL)
+    env_file.chmod(0o600)
+    looked = site.check("--env-file", str(env_file), SYNC_MAX_AGE="4d")
+    listed = {check["found"]: check["subject"] for check in looked.checks if check["side"] == "settings"}
+    assert looked.trouble == []
+    assert listed.items() >= {
+        "SYNC_REFRESH 12h": "file", "SYNC_MAX_AGE 4d": "environment", "SYNC_DEADLINE 3600": "default",
+        "APP_PASSWORD (hidden)": "environment", "SYNC_PING_URL (hidden)": "file"}.items(), listed
+
+
+def test_env_that_others_may_read(site, tmp_path):
+    env_file = tmp_path / ".env"
+    env_file.write_text("SYNC_REFRESH=12h\n")
+    env_file.chmod(0o644)
+    looked = site.check("--env-file", str(env_file))
+    named, = looked.trouble
+    assert (named["level"], named["side"], looked.run.code) == ("warn", "settings", 0)
+    assert str(env_file) in named["found"] + named["next_step"]
+    subprocess.run(re.search("chmod 600 .*", named["next_step"]).group(), shell=True, check=True)
+    assert site.check("--env-file", str(env_file)).trouble == []
+
+
+# Databases and servers of another kind
+
+
+@pytest.mark.parametrize("side", ["app", "warehouse"])
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_another_encoding(site, side, encoding):
+    server = copy.copy(site.own[side].server)
+    server.name = encoding.lower()
+    create = ("CREATE DATABASE %s ENCODING '%s' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
+              % (server.name, encoding))
+    with site.own[side].changed(create, "DROP DATABASE IF EXISTS " + server.name):
+        first = ["-c", PRISMA_USER] if side == "app" else []
+        server.psql("-q", *first + ["-f", str(PROJECT / SETUP[side])])
+        other = Side(server)
+        try:
+            looked = Site(site.world, dict(site.own, **{side: other})).check()
+        finally:
+            other.connection.close()
+    assert looked.find("warn %s encoding: %s" % (side, encoding)) in looked.trouble
+    assert (looked.run.code, len(looked.trouble)) == (0, 1)
+
+
+def test_a_standby_as_the_warehouse(site):
+    primary = site.own["warehouse"].server
+    standby = Server("standby", primary.folder, primary.bindir, {})
+    standby.control("pg_basebackup", "-D", standby.data, "-R", "-X", "stream", "-c", "fast", "-d",
+                    "host=127.0.0.1 port=%d user=postgres password=%s" % (primary.port, SUPERUSER_PASSWORD))
+    try:
+        standby.start()
+        standby.name = primary.name
+        other = Side(standby)
+        looked = Site(site.world, dict(site.own, warehouse=other)).check()
+        other.connection.close()
+    finally:
+        standby.stop()
+    named = looked.find("FAIL warehouse writable: standby")
+    assert "WH_HOST" in named["next_step"] and looked.run.code == 3
+
+
+def test_the_lock_of_a_run_and_who_holds_it(site):
+    take_lock = "SELECT pg_advisory_xact_lock(1096043596, 'analytics.athlete_dim'::regclass::oid::integer)"
+    with site.own["warehouse"].holding(take_lock) as holder:
+        looked = site.check()
+        holder_pid = holder.value("SELECT pg_backend_pid()")
+    named = looked.find("warn warehouse run's lock: held by backend %d" % holder_pid)
+    assert (looked.trouble, looked.run.code) == ([named], 0)
+    assert site.check().trouble == []
+
+
+def test_a_table_that_is_locked_does_not_hold_it_for_ever(site):
+    with site.own["app"].holding('LOCK TABLE public."User" IN ACCESS EXCLUSIVE MODE'):
+        run = finish(site.world.start("--check", **site.settings(dict(SYNC_DEADLINE="1"))))
+    assert run.code == 2 and "deadline" in run.out, run
+
+
+def test_clocks_that_differ(script):
+    assert [check.level for check in script.check_clocks(3, -3)] == ["ok"]
+    check, = script.check_clocks(3600, 0)
+    assert (check.level, check.found, check.code) == ("warn", "3600 s apart", 0)
+    assert script.check_clocks(None, 0) == []
+
+
+# How it is shown
+
+
+def read_table(text):
+    """The rows of the table as --json would give them, and the line under it."""
+    lines, rows = text.splitlines(), []
+    for line in lines[:-1]:
+        if line.startswith("     -> "):
+            rows[-1][-1] = line[8:]
+        else:
+            assert re.match(r"(ok  |warn|FAIL) \S", line), line
+            rows.append([line[:4].strip(), line[5:14].strip(), line[15:27].strip(), line[28:], ""])
+    return rows, lines[-1]
+
+
+DAMAGE = ("REVOKE INSERT ON analytics.athlete_dim FROM warehouse_writer;"
+          "ALTER TABLE analytics.athlete_dim RESET (fillfactor);"
+          "DROP VIEW analytics.athlete_sync_health")
+
+
+def test_json_and_the_table_say_the_same(site):
+    site.plant("warehouse", DAMAGE)
+    looked = site.check()
+    shown = run_in_process(site.world.script, arguments(["--check"]),
+                           site.world.environment(site.settings({})))
+    rows, summary = read_table(shown.out)
+    assert rows == [[check[key] for key in ("level", "side", "subject", "found", "next_step")]
+                    for check in looked.checks]
+    levels = [row[0] for row in rows]
+    assert summary == "%d ok, 2 warn, 2 FAIL" % levels.count("ok") and levels.count("FAIL") == 2
+    assert shown.code == looked.run.code == 3
+
+
+def test_quiet_says_nothing_unless_something_is_wrong(site):
+    def quiet():
+        return run_in_process(site.world.script, arguments(["--check", "-q"]),
+                              site.world.environment(site.settings({})))
+    assert quiet().out == ""
+    site.plant("warehouse", DAMAGE)
+    assert "FAIL warehouse privilege    INSERT" in quiet().out
+
+
+@pytest.mark.parametrize("table, encoding", [
+    ('public."User"', "utf-8"), ('public."Gr\u00f6\u00dfe"', "cp1252"), ('public."\u9078\u624b"', "cp1252"),
+], ids=["utf-8", "cp1252", "what cp1252 lacks"])
+def test_redirected_to_a_file(site, tmp_path, table, encoding):
+    site.plant("warehouse", DAMAGE)
+    process = site.world.start("--check", **site.settings(dict(APP_TABLE=table, PYTHONIOENCODING=encoding)))
+    out, err = (text.decode(encoding).replace("\r", "") for text in process.communicate(timeout=60))
+    rows, summary = read_table(out)
+    assert process.returncode == 3 and "Traceback" not in err and "\x1b" not in out + err, err
+    assert ("3 FAIL" if "User" not in table else "2 FAIL") in summary, summary
+    statements = [row[-1] for row in rows if row[2] == "privilege" and row[-1]]
+    assert statements == ["GRANT INSERT ON TABLE analytics.athlete_dim TO warehouse_writer;"], "on one line"
+
+
+def test_on_a_terminal_of_80_columns(site):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    with open(os.devnull) as nothing:
+        process = subprocess.Popen(
+            [sys.executable, str(SCRIPT)] + arguments(["--check"]),
+            env=site.world.environment(site.settings({})),
+            stdin=nothing, stdout=theirs, stderr=subprocess.PIPE)
+    os.close(theirs)
+    shown = b"".join(iter(lambda: read_terminal(ours), b"")).decode()
+    os.close(ours)
+    err = process.communicate(timeout=60)[1].decode()
+    rows, summary = read_table(shown.replace("\r", ""))
+    assert (process.returncode, {row[0] for row in rows}) == (0, {"ok"}), shown
+    assert "\x1b" not in shown + err and "0 FAIL" in summary
+
+
+def read_terminal(descriptor):
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:  # what Linux says at the end
+        return b""

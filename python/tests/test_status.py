@@ -1,0 +1,505 @@
+"""--status, the view that says the same, the run history, the ping and the guard against renaming sprees."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import re
+import signal
+import threading
+import time
+
+import pytest
+
+from conftest import ANN, arguments, finish, run_in_process
+from lab.servers import READER_PASSWORD, WRITER_PASSWORD, free_port
+
+HOLD_THE_LOCK = "SELECT pg_advisory_xact_lock(1096043596, 'analytics.athlete_dim'::regclass::oid::integer)"
+TOKEN = "token-4711"
+
+
+def show(world, *flags, **settings):
+    """--status in this process."""
+    run = run_in_process(world.script, arguments(("--status",) + flags), world.environment(settings))
+    for secret in (READER_PASSWORD, WRITER_PASSWORD, TOKEN):
+        assert secret not in run.out + run.err
+    return run
+
+
+def look(world, *flags, **settings):
+    """--status, which changes nothing and is not recorded."""
+    before = world.app.snapshot(), world.warehouse.snapshot()
+    run = show(world, *flags, **settings)
+    assert (world.app.snapshot(), world.warehouse.snapshot()) == before
+    return run
+
+
+def verdict(world, look=look, **settings):
+    """The verdict, on which the text, the JSON, the exit codes and the view have to agree."""
+    text, as_json = look(world, **settings), look(world, "--json", **settings)
+    answer = json.loads(as_json.out)
+    said = text.out.split(":")[0]
+    (viewed, viewed_success, viewed_age), = world.warehouse.sql("""
+        SELECT verdict, last_success, extract(epoch FROM last_success_age)
+          FROM analytics.athlete_sync_health""")
+    assert (answer["verdict"], viewed) == (said, said), (text, as_json)
+    assert text.code == as_json.code == answer["exit_code"] == (0 if said == "healthy" else 3)
+    assert (answer["last_success"] is None) == (answer["age_seconds"] is None) == (viewed_success is None)
+    if viewed_success:
+        assert answer["last_success"] == viewed_success.strftime("%Y-%m-%dT%H:%M:%SZ")
+        assert answer["last_success"] in text.out
+        assert abs(answer["age_seconds"] - viewed_age) < 5
+    return said
+
+
+# What happened, oldest first -> the verdict. "ok 3d" is a run that went well three days ago.
+
+VERDICTS = {
+    "nothing": ([], "never ran"),
+    "only skipped runs": (["skipped 1h"], "never ran"),
+    "a fresh success": (["ok 1h"], "healthy"),
+    "an old success": (["ok 3d"], "stale"),
+    "just within two days": (["ok 47h"], "healthy"),
+    "just beyond two days": (["ok 49h"], "stale"),
+    "the last run failed": (["ok 2h", "failed 1h"], "failing"),
+    "none ever went well": (["failed 1h"], "failing"),
+    "failed, and long ago": (["ok 9d", "failed 8d"], "failing"),
+    "mended": (["failed 2h", "ok 1h"], "healthy"),
+    "skipped since an old success": (["ok 3d", "skipped 1h"], "stale"),
+    "skipped since a failure": (["ok 3h", "failed 2h", "skipped 1h"], "failing"),
+    "skipped since a fresh success": (["ok 2h", "skipped 1h"], "healthy"),
+}
+
+
+def happened(world, *runs, **columns):
+    """Write runs into the history: result, how long ago, and columns other than a usual run's."""
+    for run in runs:
+        result, ago = run.split()
+        row = dict(dict(
+            target="analytics.athlete_dim", mode="full", result=result, exit_code=3 if result == "failed" else 0,
+            seconds=1.0, source_rows=3, inserted=3, updated=0, rejected=0, rejects="[]", version="1", max_age="2d"),
+            **columns)
+        names = [name for name in row if name != "seconds"]
+        world.warehouse.sql(
+            "INSERT INTO analytics.athlete_sync_run (started_at, finished_at, %s) VALUES"
+            " (now() - %%s::interval - %%s * interval '1 s', now() - %%s::interval, %s)"
+            % (", ".join(names), ", ".join(["%s"] * len(names))),
+            ago, row["seconds"], ago, *[row[name] for name in names])
+
+
+@pytest.mark.parametrize("name", list(VERDICTS))
+def test_status_and_the_view_agree(world, name):
+    runs, expected = VERDICTS[name]
+    happened(world, *runs)
+    assert verdict(world) == expected
+
+
+def test_the_verdict_after_true_runs(world):
+    world.app_has((ANN, "Ann Archer"), ("x", "Bob Bowman"))
+    said = [verdict(world)]
+    for flags in ([], ["--strict"], ["--dry-run"], []):
+        world.sync(*flags)
+        said.append(verdict(world))
+    with world.warehouse.holding(HOLD_THE_LOCK):
+        world.sync()
+        said.append(verdict(world))
+    world.warehouse.sql("UPDATE analytics.athlete_sync_run SET finished_at = finished_at - interval '3 days'")
+    said.append(verdict(world))
+    assert said == ["never ran", "healthy", "failing", "failing", "healthy", "healthy", "stale"]
+
+
+@pytest.mark.parametrize("max_age, ago, expected", [
+    ("30m", "20m", "healthy"), ("30m", "40m", "stale"), ("12h", "13h", "stale"), ("7d", "6d", "healthy")])
+def test_sync_max_age(world, max_age, ago, expected):
+    world.app_has((ANN, "Ann Archer"))
+    world.sync(SYNC_MAX_AGE=max_age)
+    world.warehouse.sql("UPDATE analytics.athlete_sync_run SET finished_at = now() - %s::interval", ago)
+    assert verdict(world, SYNC_MAX_AGE=max_age) == expected
+
+
+def test_a_run_at_work_is_shown(world):
+    world.app_has((ANN, "Ann Archer"))
+    world.sync()
+    assert "running" not in look(world).out and json.loads(look(world, "--json").out)["running"] is None
+    with world.app.holding('LOCK TABLE public."User" IN ACCESS EXCLUSIVE MODE'):
+        process = world.start()
+        world.app.wait_until_a_run_waits_for_a_lock()
+        backend = world.warehouse.value("SELECT pid FROM pg_stat_activity WHERE usename = 'warehouse_writer'")
+        assert verdict(world, show) == "healthy", "while the last one was"
+        shown, answer = show(world).out, json.loads(show(world, "--json").out)
+    assert finish(process).code == 0
+    assert re.search("^running: backend %d " % backend, shown, re.MULTILINE), shown
+    assert "backend %d " % backend in answer["running"]
+
+
+def test_another_dimension_has_a_verdict_of_its_own(world):
+    table = 'analytics."Athlete ""Dim"""'
+    world.app_has((ANN, "Ann Archer"))
+    with world.warehouse.changed("CREATE TABLE %s (LIKE analytics.athlete_dim INCLUDING ALL)" % table,
+                                 "DROP TABLE " + table):
+        world.warehouse.sql("GRANT SELECT, INSERT, UPDATE ON %s TO warehouse_writer" % table)
+        world.sync(WH_TABLE=table)
+        assert verdict(world) == "never ran"
+        for spelling in (table, 'Analytics."Athlete ""Dim"""', '"analytics"."Athlete ""Dim"""'):
+            run = look(world, WH_TABLE=spelling)
+            assert (run.code, run.out.split(":")[0]) == (0, "healthy"), run
+        assert len(json.loads(look(world, "--json", WH_TABLE=table).out)["runs"]) == 1
+        assert json.loads(look(world, "--json").out)["runs"] == []
+
+
+@pytest.mark.parametrize("break_, mend", [
+    ("ALTER TABLE analytics.athlete_sync_run RENAME TO hidden",
+     "ALTER TABLE analytics.hidden RENAME TO athlete_sync_run"),
+    ("ALTER TABLE analytics.athlete_sync_run RENAME result TO hidden",
+     "ALTER TABLE analytics.athlete_sync_run RENAME hidden TO result"),
+], ids=["no table", "another shape"])
+def test_without_a_history_it_says_which_file_to_run(world, break_, mend):
+    with world.warehouse.changed(break_, mend):
+        run, as_json = look(world), look(world, "--json")
+    assert (run.code, as_json.code) == (3, 3), run
+    assert "psql -f sql/warehouse_setup.sql" in run.error, run
+    assert "psql -f sql/warehouse_setup.sql" in json.loads(as_json.out)["message"]
+
+
+def test_a_warehouse_out_of_reach_is_2(world):
+    assert look(world, WH_PORT=str(free_port()), SYNC_CONNECT_ATTEMPTS="1").code == 2
+
+
+# The table of runs
+
+
+def table(text):
+    lines = text.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("started"))
+    return [line for line in lines[start + 1:] if re.match(r"\d{4}-", line)]
+
+
+def test_the_table_is_no_wider_than_80_columns(world):
+    million = dict(source_rows=1000000, inserted=1000000, updated=0, unchanged=0, missing=1000000,
+                   rejected=100000)
+    happened(world, "ok 9h", seconds=3599.99, **million)
+    happened(world, "ok 8h", **dict(million, inserted=0, updated=1000000))
+    unknown = dict.fromkeys(million)
+    happened(world, "failed 7h", **unknown)
+    happened(world, "skipped 6h", **dict(unknown, mode="incremental"))
+    run = look(world)
+    assert len(table(run.out)) == 4
+    for line in run.out.splitlines():
+        assert len(line) <= 80, "%d columns: %s" % (len(line), line)
+    header = next(line for line in run.out.splitlines() if line.startswith("started"))
+    for word in "seconds mode result source new renamed rejected".split():
+        assert word in header
+    assert run.out.count("1000000") == 4, "no number is cut"
+
+
+@pytest.mark.parametrize("seconds, bars", [
+    ([1, 1, 10, 1], [1, 1, 10, 1]), ([4, 4, 4], [10, 10, 10]), ([0, 0], [1, 1]), ([0.01, 100], [1, 10]),
+    ([30, 60, 15], [5, 10, 2]),
+])
+def test_a_slow_run_stands_out(world, seconds, bars):
+    for number, one in enumerate(seconds):
+        happened(world, "ok %dh" % (40 - number), seconds=one)
+    lines = table(look(world).out)
+    assert [line.count("#") for line in reversed(lines)] == bars, "\n".join(lines)
+
+
+def test_the_last_ten_runs_newest_first(world):
+    for number in range(12):
+        happened(world, "ok %dh" % (40 - number), source_rows=number)
+    run, answer = look(world), json.loads(look(world, "--json").out)
+    assert [row["source"] for row in answer["runs"]] == list(range(11, 1, -1))
+    shown = [line[:16].replace(" ", "T") for line in table(run.out)]
+    assert shown == [row["started_at"][:16] for row in answer["runs"]]
+
+
+def test_what_was_rejected_last_time_with_reasons(world):
+    world.app_has((ANN, None), ("x", "Bob Bowman"), (None, "Cat Cooper"))
+    world.sync()
+    for _ in range(2):  # a run that was skipped afterwards has rejected nothing, and hides nothing
+        run = look(world)
+        shown = run.out[run.out.index("rejected in the last run:"):].splitlines()[1:]
+        assert sorted(line.strip() for line in shown) == sorted([
+            "'%s': name is NULL" % ANN, "'x': uuid is not a uuid", "None: uuid is not a uuid"]), run
+        with world.warehouse.holding(HOLD_THE_LOCK):
+            assert world.sync().result["result"] == "skipped"
+    world.app.sql('DELETE FROM public."User"')
+    world.sync()
+    assert "rejected in the last run" not in look(world).out
+
+
+def test_json_has_all_of_it(world):
+    world.app_has((ANN, "Ann Archer"), ("x", "Bob Bowman"))
+    world.sync()
+    answer = json.loads(look(world, "--json").out)
+    row, = answer["runs"]
+    assert answer.items() >= dict(verdict="healthy", exit_code=0, running=None).items()
+    assert row.items() >= dict(
+        mode="full", result="ok", exit_code=0, source=2, inserted=1, updated=0, unchanged=0, missing=0,
+        rejected=1, repeated=0, rejects=[{"uuid": "x", "reason": "uuid is not a uuid"}], message=None).items()
+
+
+def test_status_in_a_file_on_a_windows_code_page(world):
+    world.app_has((ANN, "Ann Archer"), ("\u9078\u624b\x1b[31m", "Bob Bowman"))
+    world.sync()
+    process = world.start("--status", PYTHONIOENCODING="cp1252")
+    out, err = (text.decode("cp1252") for text in process.communicate(timeout=60))
+    assert process.returncode == 0 and out.startswith("healthy: ") and "Traceback" not in err, err
+    assert "uuid is not a uuid" in out and "\x1b" not in out + err
+
+
+# The history of runs that failed, each recorded in a transaction of its own
+
+
+def spree(world):
+    athletes = ["00000000-0000-4000-8000-%012d" % number for number in range(20)]
+    world.warehouse_has(*[(athlete, "Ann Archer") for athlete in athletes])
+    world.app_has(*[(athlete, "Ann Baker") for athlete in athletes])
+
+
+FAILURES = {  # what is prepared, flags, settings, exit code, source_rows, words of the message
+    "app is down": (None, [], dict(APP_PORT=lambda: str(free_port())), 2, None, "app: "),
+    "app refuses the password": (None, [], dict(APP_PASSWORD="wrong"), 2, None, "app: "),
+    "no such table": (None, [], dict(APP_TABLE="public.nowhere"), 3, None, "does not exist"),
+    "SQL error in the warehouse": (
+        "ALTER TABLE analytics.athlete_dim ADD CONSTRAINT nobody CHECK (full_name = '')", [], {}, 3, 2,
+        "constraint"),
+    "a guard refuses": (spree, [], {}, 3, 22, "20 of 20"),
+    "--strict": (None, ["--strict"], {}, 3, 2, "--strict"),
+}
+
+
+@pytest.mark.parametrize("name", list(FAILURES))
+@pytest.mark.parametrize("dry", [False, True], ids=["run", "dry run"])
+def test_history_of_failures(world, name, dry):
+    prepare, flags, settings, code, source, words = FAILURES[name]
+    world.app_has((ANN, "Ann Archer"), ("x", "Bob Bowman"))
+    change, undo = "SELECT 1", "SELECT 1"
+    if callable(prepare):
+        prepare(world)
+    elif prepare:
+        change, undo = prepare, "ALTER TABLE analytics.athlete_dim DROP CONSTRAINT nobody"
+    settings = dict({key: value() if callable(value) else value for key, value in settings.items()},
+                    SYNC_CONNECT_ATTEMPTS="1")
+    before = world.rows()
+    with world.warehouse.changed(change, undo):
+        run = world.sync(*flags + ["--dry-run"] * dry, **settings)
+    assert world.rows() == before
+    if dry:
+        assert world.history() == []
+        return
+    row, = world.history()
+    assert run.code == code, run
+    assert (row["result"], row["exit_code"], row["source_rows"]) == ("failed", code, source)
+    assert words in row["message"] and row["message"] == run.result["message"]
+    assert [row[key] for key in ("inserted", "updated", "unchanged")] == [None] * 3
+    assert verdict(world) == "failing"
+
+
+@pytest.mark.parametrize("how, code, words", [
+    ("deadline", 2, "deadline of 1 s"), (signal.SIGTERM, 4, "SIGTERM")], ids=["deadline", "SIGTERM"])
+def test_history_of_a_run_that_was_stopped(world, how, code, words):
+    world.app_has((ANN, "Ann Archer"))
+    with world.app.holding('LOCK TABLE public."User" IN ACCESS EXCLUSIVE MODE'):
+        if how == "deadline":
+            run = world.start(SYNC_DEADLINE="1")
+        else:
+            run = world.start()
+            world.app.wait_until_a_run_waits_for_a_lock()
+            run.send_signal(how)
+        run = finish(run)
+    row, = world.history()
+    assert (run.code, row["result"], row["exit_code"]) == (code, "failed", code), run
+    assert words in row["message"] and world.dimension() == {}
+
+
+def test_skipped_is_recorded_as_skipped_and_a_dry_run_not_at_all(world):
+    world.app_has((ANN, "Ann Archer"))
+    with world.warehouse.holding(HOLD_THE_LOCK):
+        world.sync()
+        world.sync("--dry-run")
+    world.sync("--dry-run")
+    assert [(row["result"], row["exit_code"], row["source_rows"])
+            for row in world.history()] == [("skipped", 0, None)]
+
+
+# The ping
+
+
+class PingServer:
+    """Remembers what it was told, and answers as it was told to: a status, or not at all."""
+
+    def __init__(self, status):
+        self.told, self.status, self.closing = [], status, threading.Event()
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+                server.told.append((self.path, body))
+                if server.status is None:
+                    server.closing.wait(60)
+                    return
+                self.send_response(server.status)
+                self.end_headers()
+
+            def log_message(self, *_):
+                pass
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02},
+                                       daemon=True)
+        self.thread.start()
+        self.url = "http://127.0.0.1:%d/%s" % (self.server.server_address[1], TOKEN)
+
+    def close(self):
+        self.closing.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@contextlib.contextmanager
+def ping_server(status=200):
+    server = PingServer(status)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def no_seconds(text):
+    return re.sub(r"seconds=\S+|\"seconds\": [0-9.]+", "", text)
+
+
+PINGS = {  # what is run -> the path of the last ping, or None if there are none
+    "a run": ([], {}, "/0"),
+    "as JSON": (["--json"], {}, "/0"),
+    "quiet": (["-q"], {}, "/0"),
+    "refused": (["--strict"], {}, "/3"),
+    "app is down": ([], dict(APP_PASSWORD="wrong"), "/2"),
+    "a dry run": (["--dry-run"], {}, None),
+    "--check": (["--check"], {}, None),
+    "--status": (["--status"], {}, None),
+}
+
+
+@pytest.mark.parametrize("name", list(PINGS))
+def test_a_ping_at_the_start_and_with_the_result(world, name):
+    flags, settings, last = PINGS[name]
+    world.app_has((ANN, "Ann Archer"), ("x", "Bob Bowman"))
+    with ping_server() as server:
+        run = run_in_process(world.script, arguments(flags),
+                             world.environment(dict(settings, SYNC_PING_URL=server.url + "/")))
+    assert TOKEN not in run.out + run.err
+    if last is None:
+        assert server.told == []
+        return
+    (start, nothing), (end, body) = sorted(server.told, key=lambda told: told[0], reverse=True)
+    assert (start, nothing, end) == ("/%s/start" % TOKEN, "", "/%s%s" % (TOKEN, last))
+    assert body.startswith("result=failed " if run.code else "result=ok mode=full source=2 inserted=1 "), body
+    if "--json" not in flags and run.out:
+        assert no_seconds(run.out.strip()) == no_seconds(body)
+    assert "ping" not in run.err
+
+
+def test_a_skipped_run_pings_0(world):
+    with ping_server() as server, world.warehouse.holding(HOLD_THE_LOCK):
+        world.sync(SYNC_PING_URL=server.url)
+    assert sorted(path for path, _ in server.told) == ["/%s/0" % TOKEN, "/%s/start" % TOKEN]
+
+
+@pytest.mark.parametrize("flags", [["-v"], ["--strict"]], ids=["ok", "refused"])
+@pytest.mark.parametrize("server", ["dead", "500", "404", "not http", "slow"])
+def test_a_ping_that_fails_changes_nothing_but_a_warning(world, monkeypatch, flags, server):
+    world.app_has((ANN, "Ann Archer"), ("x", "Bob Bowman"))
+    monkeypatch.setattr(world.script, "PING_SECONDS", 0.7)
+    usual = world.sync(*flags)
+    world.warehouse.sql("TRUNCATE analytics.athlete_dim")
+    with ping_server({"500": 500, "404": 404}.get(server)) as answering:
+        url = "http://127.0.0.1:%d/%s" % (free_port(), TOKEN) if server == "dead" else \
+            "https" + answering.url[4:] if server == "not http" else answering.url
+        began = time.monotonic()
+        run = world.sync(*flags, SYNC_PING_URL=url)
+        took = time.monotonic() - began
+    assert (run.code, no_seconds(run.out)) == (usual.code, no_seconds(usual.out)), run
+    warnings = [line for line in run.err.splitlines() if "ping" in line]
+    assert warnings and all(" WARNING " in line for line in warnings), run
+    assert TOKEN not in run.err and "Traceback" not in run.err.replace("traceback", "")
+    assert took < 5, "it may wait for PING_SECONDS, not more"
+    assert world.history()[-1]["result"] == usual.result["result"]
+
+
+def test_the_deadline_holds_for_a_slow_ping_too(world):
+    world.app_has((ANN, "Ann Archer"))
+    with ping_server(status=None) as server:
+        began = time.monotonic()
+        run = world.run(SYNC_PING_URL=server.url, SYNC_DEADLINE="2")
+        took = time.monotonic() - began
+    assert (run.code, run.result["result"]) == (0, "ok"), run
+    assert took < 5, run
+    assert "ping" in run.err, "that nobody was told is worth a warning"
+
+
+@pytest.mark.parametrize("url", [
+    TOKEN, "hc-ping.com/" + TOKEN, "ftp://example.org/" + TOKEN, "http://", "https:///" + TOKEN,
+    "http:// example.org/" + TOKEN])
+def test_a_malformed_url_is_a_matter_of_configuration(world, url):
+    run = world.sync(SYNC_PING_URL=url)
+    assert run.code == 1 and "SYNC_PING_URL" in run.error and TOKEN not in run.out + run.err, run
+    assert world.history() == []
+
+
+# A renaming spree, of the size that the guard is there for
+
+
+def thousand(world, changed):
+    athletes = ["00000000-0000-4000-8000-%012d" % number for number in range(1000)]
+    world.warehouse_has(*[(athlete, "Ann Archer") for athlete in athletes])
+    world.app_has(*[(athlete, "Ann Baker" if number < changed else "Ann Archer")
+                    for number, athlete in enumerate(athletes)])
+
+
+@pytest.mark.parametrize("changed, flags, percent, code", [
+    (600, [], None, 3),
+    (600, ["--allow-updates", "599"], None, 3),
+    (600, ["--allow-updates", "600"], None, 0),
+    (600, ["--allow-updates", "0"], "100", 3),
+    (500, [], None, 0),
+    (501, [], None, 3),
+    (600, [], "60", 0),
+    (601, [], "60", 3),
+    (1, [], "0", 3),
+    (0, [], "0", 0),
+    (1000, [], "100", 0),
+])
+def test_a_thousand_athletes_and_how_many_may_be_renamed(world, changed, flags, percent, code):
+    thousand(world, changed)
+    before = world.rows()
+    run = world.sync(*flags, SYNC_MAX_UPDATED_PERCENT=percent)
+    assert run.code == code, run
+    if code == 0:
+        assert run.result["updated"] == changed
+        return
+    assert world.rows() == before
+    for words in ("%d of 1000" % changed, "--dry-run", "--allow-updates %d" % changed, "looks like"):
+        assert words in run.error, run
+    dry = world.sync("--dry-run", *flags, SYNC_MAX_UPDATED_PERCENT=percent)
+    assert (dry.code, dry.result["updated"]) == (0, changed) and "would be refused" in dry.err, dry
+    assert world.rows() == before
+
+
+def test_a_few_athletes_may_all_be_renamed(world):
+    athletes = ["00000000-0000-4000-8000-%012d" % number for number in range(20)]
+    world.warehouse_has(*[(athlete, "Ann Archer") for athlete in athletes[:19]])
+    world.app_has(*[(athlete, "Ann Baker") for athlete in athletes])
+    assert world.sync(SYNC_MAX_UPDATED_PERCENT="0").counts() == "20: 1 new, 19 renamed"
+
+
+def test_the_guard_counts_the_dimension_not_the_app(world):
+    """60 of 100 athletes of the dimension, though the app has a thousand new ones besides."""
+    athletes = ["00000000-0000-4000-8000-%012d" % number for number in range(1100)]
+    world.warehouse_has(*[(athlete, "Ann Archer") for athlete in athletes[:100]])
+    world.app_has(*[(athlete, "Ann Baker" if number < 60 or number >= 100 else "Ann Archer")
+                    for number, athlete in enumerate(athletes)])
+    run = world.sync()
+    assert run.code == 3 and "60 of 100" in run.error, run
