@@ -77,9 +77,9 @@ def happened(world, *runs, **columns):
     for run in runs:
         result, ago = run.split()
         row = dict(dict(
-            target="analytics.athlete_dim", mode="full", result=result, exit_code=3 if result == "failed" else 0,
-            seconds=1.0, source_rows=3, inserted=3, updated=0, rejected=0, rejects="[]", version="1", max_age="2d"),
-            **columns)
+            target="analytics.athlete_dim", mode="full", result=result, rejects="[]", version="1",
+            exit_code=3 if result == "failed" else 0, max_age="2d", seconds=1.0,
+            source_rows=3, inserted=3, updated=0), **columns)
         names = [name for name in row if name != "seconds"]
         world.warehouse.sql(
             "INSERT INTO analytics.athlete_sync_run (started_at, finished_at, %s) VALUES"
@@ -146,6 +146,15 @@ def test_another_dimension_has_a_verdict_of_its_own(world):
             assert (run.code, run.out.split(":")[0]) == (0, "healthy"), run
         assert len(json.loads(look(world, "--json", WH_TABLE=table).out)["runs"]) == 1
         assert json.loads(look(world, "--json").out)["runs"] == []
+
+
+def test_a_dimension_found_by_search_path_is_the_one_the_view_tells_of(world):
+    world.app_has((ANN, "Ann Archer"))
+    with world.warehouse.changed("ALTER ROLE warehouse_writer SET search_path = analytics",
+                                 "ALTER ROLE warehouse_writer RESET search_path"):
+        run = run_in_process(world.script, arguments([]), world.environment(dict(WH_TABLE="athlete_dim")))
+        assert run.code == 0, run
+        assert verdict(world, WH_TABLE="athlete_dim") == verdict(world) == "healthy"
 
 
 @pytest.mark.parametrize("break_, mend", [
