@@ -82,9 +82,9 @@ ANY_ORDER = {
     "Actions": {"Exec"},
     "Exec": {"Command", "Arguments", "WorkingDirectory"},
 }
-BOOLEANS = {"DisallowStartIfOnBatteries", "StopIfGoingOnBatteries", "AllowHardTerminate", "StartWhenAvailable",
-            "RunOnlyIfNetworkAvailable", "StopOnIdleEnd", "RestartOnIdle", "AllowStartOnDemand", "Enabled",
-            "Hidden", "RunOnlyIfIdle", "WakeToRun"}
+BOOLEANS = {"DisallowStartIfOnBatteries", "StopIfGoingOnBatteries", "AllowHardTerminate", "Enabled",
+            "StartWhenAvailable", "RunOnlyIfNetworkAvailable", "StopOnIdleEnd", "RestartOnIdle", "Hidden",
+            "AllowStartOnDemand", "RunOnlyIfIdle", "WakeToRun"}
 
 
 def test_the_task_is_encoded_as_task_scheduler_wants():

@@ -1,0 +1,298 @@
+"""The main cases by every other route to the data: through PgBouncer, from a hot standby, into a
+partitioned dimension, over TLS."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+import warnings
+
+import pytest
+from conftest import ANN, BOB, CAT, DAN, RUN_MAY_TAKE, Side, World
+from lab.servers import (PROJECT, READER_PASSWORD, SUPERUSER_PASSWORD, WRITER_PASSWORD, Server, free_port,
+                         leave_root)
+from tls import Authority, server_with_tls
+
+POOLERS = ("pooler before the app", "pooler before the warehouse", "poolers before both")
+ROUTES = POOLERS + ("standby as the app", "partitioned dimension", "TLS, verified")
+
+
+class Route:
+    """A world, the settings that lead through the route, and what to wait for before a run."""
+
+    def __init__(self, world, settings=None, catch_up=lambda: None):
+        self.world, self.settings, self.catch_up = world, settings or {}, catch_up
+
+    def sync(self, *flags, **settings):
+        self.catch_up()
+        return self.world.sync(*flags, **dict(self.settings, **settings))
+
+    def run(self, *flags, **settings):
+        self.catch_up()
+        return self.world.run(*flags, **dict(self.settings, **settings))
+
+
+@pytest.fixture(params=ROUTES)
+def route(request, world):
+    if request.param in POOLERS:
+        port = str(request.getfixturevalue("pooler"))
+        sides = {POOLERS[0]: ["APP"], POOLERS[1]: ["WH"], POOLERS[2]: ["APP", "WH"]}[request.param]
+        return Route(world, {side + "_PORT": port for side in sides})
+    return request.getfixturevalue({"standby as the app": "from_standby", "TLS, verified": "over_tls",
+                                    "partitioned dimension": "into_partitions"}[request.param])
+
+
+# PgBouncer
+
+
+PGBOUNCER = """
+[databases]
+app       = host=127.0.0.1 port={app.port}
+warehouse = host=127.0.0.1 port={warehouse.port}
+
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = md5
+auth_file = {folder}/pooler.users
+pool_mode = transaction
+default_pool_size = 5
+"""
+
+
+@pytest.fixture(scope="module")
+def pooler(lab):
+    """The port of a PgBouncer in transaction mode, before both databases."""
+    program = shutil.which("pgbouncer", path="/usr/bin:/usr/sbin:/usr/local/bin:/usr/local/sbin")
+    if not program:
+        warnings.warn("PgBouncer is not installed: NOTHING was run through a pooler (apt install pgbouncer)")
+        pytest.skip("PgBouncer is not installed (apt install pgbouncer)")
+    folder, port = lab.app.folder, free_port()
+    (folder / "pooler.ini").write_text(PGBOUNCER.format(
+        app=lab.app, warehouse=lab.warehouse, port=port, folder=folder))
+    (folder / "pooler.users").write_text("".join('"%s" "%s"\n' % login for login in (
+        ("app_readonly", READER_PASSWORD), ("warehouse_writer", WRITER_PASSWORD))))
+    with (folder / "pooler.log").open("wb") as log:
+        process = subprocess.Popen([program, str(folder / "pooler.ini")], stdin=subprocess.DEVNULL,
+                                   stdout=log, stderr=log, preexec_fn=leave_root())
+    try:
+        wait_until(lambda: answers(port), process, folder / "pooler.log")
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answers(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_until(is_so, process=None, log=None):
+    until = time.monotonic() + RUN_MAY_TAKE
+    while not is_so():
+        assert process is None or process.poll() is None, log.read_text()
+        assert time.monotonic() < until, "it did not come about"
+        time.sleep(0.02)
+
+
+# A hot standby
+
+
+@pytest.fixture(scope="module")
+def standby(lab):
+    if Side(lab.app).connection.server_version < 100000:
+        pytest.skip("before PostgreSQL 10 a server as initdb leaves it has no standbys")
+    primary = lab.app
+    server = Server("standby", primary.folder, primary.bindir, {})
+    server.control("pg_basebackup", "-D", server.data, "-R", "-X", "stream", "-c", "fast", "-d",
+                   "host=127.0.0.1 port=%d user=postgres password=%s" % (primary.port, SUPERUSER_PASSWORD))
+    try:
+        server.start()
+        server.name = primary.name
+        side = Side(server)
+        yield side
+        side.connection.close()
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def from_standby(world, standby):
+    def catch_up():
+        written = world.app.value("SELECT pg_current_wal_lsn()::text")
+        wait_until(lambda: standby.value("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", written))
+
+    assert standby.value("SELECT pg_is_in_recovery()")
+    with world.app.changed("SET synchronous_commit = on", "RESET synchronous_commit"):  # so that it is sent
+        yield Route(world, {"APP_PORT": str(standby.server.port)}, catch_up)
+
+
+# A partitioned dimension
+
+
+PARTITIONS = tuple("analytics.athlete_dim_%d" % number for number in range(4))
+PARTITIONED = """
+ALTER TABLE analytics.athlete_dim RENAME TO athlete_dim_whole;
+CREATE TABLE analytics.athlete_dim (LIKE analytics.athlete_dim_whole INCLUDING DEFAULTS,
+                                    PRIMARY KEY (athlete_uuid)) PARTITION BY HASH (athlete_uuid);
+GRANT SELECT, INSERT, UPDATE ON analytics.athlete_dim TO warehouse_writer;
+""" + "".join("""
+CREATE TABLE %s PARTITION OF analytics.athlete_dim FOR VALUES WITH (MODULUS 4, REMAINDER %d);
+""" % (name, number) for number, name in enumerate(PARTITIONS))
+WHOLE = "DROP TABLE analytics.athlete_dim; ALTER TABLE analytics.athlete_dim_whole RENAME TO athlete_dim"
+
+
+class PartitionedSide(Side):
+    def snapshot(self, leaving_out=()):
+        return super().snapshot(leaving_out + PARTITIONS)
+
+
+@pytest.fixture
+def into_partitions(world):
+    if world.warehouse.connection.server_version < 110000:
+        pytest.skip("PostgreSQL 11 brought hash partitions, and keys on partitioned tables")
+    with world.warehouse.changed(PARTITIONED, WHOLE):
+        side = PartitionedSide(world.warehouse.server)
+        yield Route(World(world.lab, world.app, side, world.script))
+        side.connection.close()
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def tls_lab(tmp_path_factory):
+    authority = Authority(tmp_path_factory.mktemp("authority"), "ours")
+    with server_with_tls(*authority.sign("localhost")) as lab:
+        lab.authority = authority
+        yield lab
+
+
+@pytest.fixture
+def over_tls(tls_lab, script):
+    app, warehouse = Side(tls_lab.app), Side(tls_lab.warehouse)
+    app.sql('TRUNCATE public."User"')
+    warehouse.sql("TRUNCATE analytics.athlete_dim, analytics.athlete_sync_run RESTART IDENTITY")
+    settings = {}
+    for side in ("APP", "WH"):
+        settings.update({side + "_HOST": "localhost", side + "_SSLMODE": "verify-full",
+                         side + "_SSLROOTCERT": str(tls_lab.authority.certificate)})
+    yield Route(World(tls_lab, app, warehouse, script), settings)
+    app.connection.close()
+    warehouse.connection.close()
+
+
+# The main cases
+
+
+def test_what_happens_to_each_row(route):
+    route.world.app_has((ANN, "Ann Anders"), (BOB, "Bob Borg"), (CAT, None), (DAN, "Dan D."), ("x", "Nobody"))
+    route.world.warehouse_has((BOB, "Bob Before"), (CAT, "Cat Kept"), (DAN, "Dan D."))
+    run = route.sync()
+    assert (run.code, run.counts()) == (0, "5: 1 new, 1 renamed, 1 unchanged, 2 rejected"), run
+    assert route.world.dimension() == {ANN: "Ann Anders", BOB: "Bob Borg", CAT: "Cat Kept", DAN: "Dan D."}
+    assert route.world.stamped() == {ANN, BOB, DAN}
+    assert [row["result"] for row in route.world.history()] == ["ok"]
+
+
+def test_run_after_run(route):
+    """What one leaves in a pooled connection would meet the next: temp tables, time-outs, locks."""
+    route.world.app_has((ANN, "Ann Anders"), (BOB, "Bob Borg"))
+    runs = [route.sync(SYNC_REFRESH=refresh) for refresh in ("always", "never", "1m", "always")]
+    assert [run.counts() for run in runs] == ["2: 2 new"] + 3 * ["2: 2 unchanged"], runs
+    left = ("SELECT pid, query FROM pg_stat_activity WHERE state <> 'idle' AND usename = 'warehouse_writer'")
+    assert route.world.warehouse.sql(left) == []
+    assert route.world.warehouse.value("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+
+
+def test_many_rows(route):
+    route.world.app.sql("INSERT INTO public.\"User\" (uuid, name)"
+                        " SELECT md5(n::text)::uuid, 'Athlete ' || n FROM generate_series(1, 20000) AS n")
+    assert route.sync().counts() == "20000: 20000 new"
+    again = route.sync("--json", SYNC_REFRESH="never")
+    assert again.counts() == "20000: 20000 unchanged", again
+
+
+def test_a_dry_run_changes_nothing(route):
+    route.world.app_has((ANN, "Ann Anders"), (BOB, "Bob Borg"))
+    route.world.warehouse_has((BOB, "Bob Before"))
+    before = route.world.rows()
+    run = route.sync("--dry-run")
+    assert (run.code, run.counts()) == (0, "2: 1 new, 1 renamed"), run
+    assert route.world.rows() == before and route.world.history() == []
+
+
+def test_an_incremental_run(route):
+    route.world.app.sql('ALTER TABLE public."User" ADD CONSTRAINT once UNIQUE (uuid)')
+    try:
+        route.world.app_has((ANN, "Ann Anders"), (BOB, "Bob Borg"))
+        assert route.sync().counts() == "2: 2 new"
+        route.world.app.sql("UPDATE public.\"User\" SET name = 'Bob Bose' WHERE uuid = %s", BOB)
+        route.world.app_has((CAT, "Cat Cole"))
+        run = route.sync("--incremental")
+    finally:
+        route.world.app.sql('ALTER TABLE public."User" DROP CONSTRAINT once')
+    assert run.code == 0, run
+    assert route.world.dimension() == {ANN: "Ann Anders", BOB: "Bob Bose", CAT: "Cat Cole"}
+    if route.world.app.connection.server_version >= 90600:
+        assert (run.result["mode"], run.result["source"]) == ("incremental", 2), run
+
+
+def test_a_refused_row_leaves_all_as_it_was(route):
+    dimension = "ALTER TABLE analytics.athlete_dim "
+    route.world.app_has((ANN, "Ann Anders"), (BOB, "Bob Borg"))
+    route.world.warehouse_has((BOB, "Bob Before"))
+    with route.world.warehouse.changed(dimension + "ADD CONSTRAINT no_ann CHECK (full_name <> 'Ann Anders')",
+                                       dimension + "DROP CONSTRAINT no_ann"):
+        run = route.sync()
+    assert run.code == 3 and " ERROR warehouse: a constraint refuses a row" in run.err, run
+    assert route.world.dimension() == {BOB: "Bob Before"}
+    assert [row["result"] for row in route.world.history()] == ["failed"]
+
+
+def test_two_runs_never_overlap(route):
+    route.world.app_has((ANN, "Ann Anders"))
+    with route.world.warehouse.holding("LOCK TABLE analytics.athlete_dim IN EXCLUSIVE MODE"):
+        route.catch_up()
+        first = route.world.start("--json", **route.settings)
+        route.world.warehouse.wait_until_a_run_waits_for_a_lock()
+        second = route.sync()
+        assert (second.code, second.result["result"]) == (0, "skipped"), second
+    first.communicate(timeout=RUN_MAY_TAKE)
+    assert first.returncode == 0 and route.world.dimension() == {ANN: "Ann Anders"}
+
+
+def test_the_deadline_leaves_nothing_behind(route):
+    route.world.app_has((ANN, "Ann Anders"))
+    with route.world.warehouse.holding("LOCK TABLE analytics.athlete_dim IN EXCLUSIVE MODE"):
+        run = route.run(SYNC_DEADLINE="1")
+        assert run.code == 2 and "deadline" in run.error, run
+        wait_until(lambda: not route.world.warehouse.sql(
+            "SELECT 1 FROM pg_locks WHERE locktype = 'advisory'"))
+    assert route.sync().counts() == "1: 1 new"
+
+
+def test_check_and_status(route):
+    route.world.app_has((ANN, "Ann Anders"))
+    assert route.sync().code == 0
+    looked, status = route.run("--check"), route.run("--status")
+    assert (looked.code, status.code) == (0, 0), (looked, status)
+    assert status.out.startswith("healthy")
+
+
+def test_check_names_the_pooler(world, pooler):
+    looked = world.run("--check", APP_PORT=str(pooler), WH_PORT=str(pooler))
+    assert looked.code == 0, looked
+    assert len([line for line in looked.out.splitlines() if " pooler " in line]) == 2, looked
+
+
+def test_setup_again_where_the_dimension_is_partitioned(into_partitions):
+    world = into_partitions.world
+    world.warehouse_has((ANN, "Ann Anders"))
+    world.warehouse.server.psql("-f", str(PROJECT / "sql" / "warehouse_setup.sql"))
+    assert world.dimension() == {ANN: "Ann Anders"}
+    assert into_partitions.sync().code == 0
