@@ -47,6 +47,9 @@ test: export COVERAGE_FILE = $(CURDIR)/.venv/.coverage
 test-faults: .venv/installed-dev  ## break each step of a run in every way known, 20 minutes; ARGS=--help
 	.venv/bin/python $(TESTS)/faults.py $(ARGS)
 
+test-matrix: .venv/installed-dev  ## the suite on every PostgreSQL and Python to be had; ARGS="--only 10,18"
+	.venv/bin/python python/lab/matrix.py $(ARGS)
+
 bench: .venv/installed-dev  ## beside plain psql: ROWS=1000000 ROUNDS=3, CHART=1 draws python/lab/bench.svg
 	@.venv/bin/python python/lab/bench.py --rows $(ROWS) --rounds $(ROUNDS) $(if $(CHART),--chart)
 
@@ -59,7 +62,7 @@ clean:  ## delete .venv, caches and a kept demo; .env and logs stay
 	rm -rf .venv .pytest_cache .ruff_cache .coverage .coverage.*
 	find python -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install sync check status demo demo-stop test test-faults bench lint clean
+.PHONY: help install sync check status demo demo-stop test test-faults test-matrix bench lint clean
 
 # ---------------------------------------------------------------------------------------------
 # .venv: system Pythons refuse pip, and cron needs a path that stays
