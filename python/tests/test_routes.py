@@ -15,8 +15,8 @@ from lab.servers import (PROJECT, READER_PASSWORD, SUPERUSER_PASSWORD, WRITER_PA
                          leave_root)
 from tls import Authority, server_with_tls
 
-POOLERS = ("pooler before the app", "pooler before the warehouse", "poolers before both")
-ROUTES = POOLERS + ("standby as the app", "partitioned dimension", "TLS, verified")
+ROUTES = {"PgBouncer before both sides": "through_pooler", "standby as the app": "from_standby",
+          "partitioned dimension": "into_partitions", "TLS, verified": "over_tls"}
 
 
 class Route:
@@ -34,14 +34,9 @@ class Route:
         return self.world.run(*flags, **dict(self.settings, **settings))
 
 
-@pytest.fixture(params=ROUTES)
-def route(request, world):
-    if request.param in POOLERS:
-        port = str(request.getfixturevalue("pooler"))
-        sides = {POOLERS[0]: ["APP"], POOLERS[1]: ["WH"], POOLERS[2]: ["APP", "WH"]}[request.param]
-        return Route(world, {side + "_PORT": port for side in sides})
-    return request.getfixturevalue({"standby as the app": "from_standby", "TLS, verified": "over_tls",
-                                    "partitioned dimension": "into_partitions"}[request.param])
+@pytest.fixture(params=list(ROUTES))
+def route(request):
+    return request.getfixturevalue(ROUTES[request.param])
 
 
 # PgBouncer
@@ -84,6 +79,11 @@ def pooler(lab):
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def through_pooler(world, pooler):
+    return Route(world, {"APP_PORT": str(pooler), "WH_PORT": str(pooler)})
 
 
 def answers(port):
@@ -284,8 +284,8 @@ def test_check_and_status(route):
     assert status.out.startswith("healthy")
 
 
-def test_check_names_the_pooler(world, pooler):
-    looked = world.run("--check", APP_PORT=str(pooler), WH_PORT=str(pooler))
+def test_check_names_the_pooler(through_pooler):
+    looked = through_pooler.run("--check")
     assert looked.code == 0, looked
     assert len([line for line in looked.out.splitlines() if " pooler " in line]) == 2, looked
 

@@ -169,9 +169,9 @@ def test_the_script_needs_nothing_that_windows_lacks(world):
     assert run_without(world, "--json", SYNC_DEADLINE="1", APP_PASSWORD="wrong").code == 2
 
 
-@pytest.mark.parametrize("console", ["cp1252", "cp437", "ascii"])
-@pytest.mark.parametrize("flag", ["--check", "--json", "--dry-run", "-v"])
-def test_a_console_that_lacks_the_characters(world, console, flag):
+@pytest.mark.parametrize("flag, console", [
+    ("--check", "cp1252"), ("--check", "ascii"), ("--json", "cp1252"), ("-v", "cp437")])
+def test_a_console_that_lacks_the_characters(world, flag, console):
     world.app_has((ANN, "Ann Anders"))
     run = world.run(flag, APP_TABLE='public."\u0421\u043f\u043e\u0440\u0442"', PYTHONIOENCODING=console)
     assert run.code == 3, run
