@@ -127,7 +127,8 @@ BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA analytics TO %I', writer);
     EXECUTE format('GRANT SELECT, INSERT, UPDATE ON TABLE analytics.athlete_dim TO %I', writer);
     EXECUTE format('GRANT SELECT, INSERT ON TABLE analytics.athlete_sync_run TO %I', writer);
-    EXECUTE format('GRANT USAGE ON SEQUENCE analytics.athlete_sync_run_run_id_seq TO %I', writer);
+    EXECUTE format('GRANT USAGE ON SEQUENCE %s TO %I',
+                   pg_get_serial_sequence('analytics.athlete_sync_run', 'run_id'), writer);
     EXECUTE format('GRANT SELECT ON TABLE analytics.athlete_sync_health TO %I', writer);
 END
 $$;

@@ -153,7 +153,8 @@ def app_in(world, lab):
     def make(encoding, *inserts):
         made.append(encoding.lower())
         lab.app.psql("-qc",
-                     "CREATE DATABASE %s ENCODING '%s' TEMPLATE template0 LOCALE 'C'" % (made[-1], encoding))
+                     "CREATE DATABASE %s ENCODING '%s' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
+                     % (made[-1], encoding))
         lab.app.psql("-qc", 'CREATE TABLE public."User" (uuid TEXT, name TEXT)', database=made[-1])
         lab.app.psql("-q", stdin=";".join(("SET client_encoding = SQL_ASCII",) + inserts), database=made[-1])
         lab.app.psql("-f", str(PROJECT / "sql" / "app_readonly.sql"), database=made[-1])
@@ -185,7 +186,8 @@ def test_an_app_in_any_bytes_loses_only_what_is_not_utf8(world, app_in):
 
 
 def test_a_warehouse_that_cannot_hold_a_name_refuses_the_run(world, lab):
-    lab.warehouse.psql("-qc", "CREATE DATABASE western ENCODING 'LATIN1' TEMPLATE template0 LOCALE 'C'")
+    lab.warehouse.psql("-qc", "CREATE DATABASE western ENCODING 'LATIN1' TEMPLATE template0 "
+                              "LC_COLLATE 'C' LC_CTYPE 'C'")
     lab.warehouse.psql("-f", str(PROJECT / "sql" / "warehouse_setup.sql"), database="western")
     world.app_has((ANN, "\u738b\u5c0f\u660e\u738b\u5c0f\u660e"))
     run = world.sync(WH_DB="western")

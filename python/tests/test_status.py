@@ -148,13 +148,10 @@ def test_another_dimension_has_a_verdict_of_its_own(world):
         assert json.loads(look(world, "--json").out)["runs"] == []
 
 
-def test_a_dimension_found_by_search_path_is_the_one_the_view_tells_of(world):
+def test_a_dimension_names_its_schema(world):
     world.app_has((ANN, "Ann Archer"))
-    with world.warehouse.changed("ALTER ROLE warehouse_writer SET search_path = analytics",
-                                 "ALTER ROLE warehouse_writer RESET search_path"):
-        run = run_in_process(world.script, arguments([]), world.environment(dict(WH_TABLE="athlete_dim")))
-        assert run.code == 0, run
-        assert verdict(world, WH_TABLE="athlete_dim") == verdict(world) == "healthy"
+    run = run_in_process(world.script, arguments([]), world.environment(dict(WH_TABLE="athlete_dim")))
+    assert run.code == 1 and "WH_TABLE must name its schema" in run.err, run
 
 
 @pytest.mark.parametrize("break_, mend", [

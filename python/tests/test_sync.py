@@ -629,3 +629,15 @@ def test_what_people_wrote_meanwhile_is_not_read(world):
     assert finish(process).counts() == "1: 1 unchanged"
     assert world.sync().counts() == "1: 1 renamed"
     assert world.dimension() == {ANN: "Ann Baker"}
+
+
+@pytest.mark.parametrize("refresh, words", (("always", "[21000]"), ("never", "repeat an athlete")))
+def test_a_unique_index_that_lies_is_found_out(world, refresh, words):
+    """As after a C library that sorts anew: the index calls itself unique, the table is not."""
+    world.app_has((ANN, "Ann Archer"), (ANN, "Ann Baker"))
+    world.warehouse_has((ANN, "Ann Archer"))
+    with world.app.changed('CREATE INDEX lying ON public."User" (uuid)', "DROP INDEX public.lying"):
+        world.app.sql("UPDATE pg_index SET indisunique = true WHERE indexrelid = 'public.lying'::regclass")
+        run = world.sync(SYNC_REFRESH=refresh)
+    assert run.code == 3 and words in run.err and "REINDEX TABLE" in run.err, run
+    assert world.dimension() == {ANN: "Ann Archer"}
