@@ -104,12 +104,14 @@ def wait_until(is_so, process=None, log=None):
 
 @pytest.fixture(scope="module")
 def standby(lab):
-    if Side(lab.app).connection.server_version < 100000:
-        pytest.skip("before PostgreSQL 10 a server as initdb leaves it has no standbys")
     primary = lab.app
-    server = Server("standby", primary.folder, primary.bindir, {})
-    server.control("pg_basebackup", "-D", server.data, "-R", "-X", "stream", "-c", "fast", "-d",
-                   "host=127.0.0.1 port=%d user=postgres password=%s" % (primary.port, SUPERUSER_PASSWORD))
+    version = int(primary.psql("-Atc", "SHOW server_version_num"))
+    if version < 100000:
+        pytest.skip("before PostgreSQL 10 a server as initdb leaves it has no standbys")
+    server = Server("hot_standby", primary.folder, primary.bindir, {})
+    source = "host=127.0.0.1 port=%d user=postgres password=%s" % (primary.port, SUPERUSER_PASSWORD)
+    server.control("pg_basebackup", "-D", server.data, "-X", "stream", "-c", "fast", "-d", source)
+    follow(server, source, version)
     try:
         server.start()
         server.name = primary.name
@@ -118,6 +120,16 @@ def standby(lab):
         side.connection.close()
     finally:
         server.stop()
+
+
+def follow(server, source, version):
+    """Not pg_basebackup's -R: where it is newer than the server, it names options that this one lacks."""
+    configuration = "postgresql.conf" if version >= 120000 else "recovery.conf"
+    with (server.data / configuration).open("a") as settings:
+        settings.write("primary_conninfo = '%s'\n" % source)
+        settings.write("standby_mode = on\n" if version < 120000 else "")
+    if version >= 120000:
+        (server.data / "standby.signal").touch()
 
 
 @pytest.fixture
