@@ -61,28 +61,29 @@ COMMENT ON COLUMN :table.source_synced_at IS 'Last run that stamped this athlete
 -- A row a run. To keep a year of them:
 --   DELETE FROM analytics.athlete_sync_run WHERE finished_at < now() - interval '1 year';
 CREATE TABLE IF NOT EXISTS analytics.athlete_sync_run (
-    run_id      BIGSERIAL PRIMARY KEY,
-    target      TEXT NOT NULL,
-    started_at  TIMESTAMPTZ NOT NULL,
-    finished_at TIMESTAMPTZ NOT NULL,
-    mode        TEXT NOT NULL,
-    result      TEXT NOT NULL,
-    exit_code   INTEGER NOT NULL,
-    source_rows BIGINT,
-    inserted    BIGINT,
-    updated     BIGINT,
-    unchanged   BIGINT,
-    missing     BIGINT,
-    rejected    BIGINT,
-    repeated    BIGINT,
-    rejects     JSONB NOT NULL,
-    message     TEXT,
-    host        TEXT,
-    version     TEXT NOT NULL,
-    max_age     INTERVAL NOT NULL,
-    app_position  BIGINT,
-    app_source    TEXT,
-    app_is_unique BOOLEAN
+    run_id         BIGSERIAL PRIMARY KEY,
+    target         TEXT NOT NULL,
+    started_at     TIMESTAMPTZ NOT NULL,
+    finished_at    TIMESTAMPTZ NOT NULL,
+    mode           TEXT NOT NULL,
+    result         TEXT NOT NULL,
+    exit_code      INTEGER NOT NULL,
+    source_rows    BIGINT,
+    inserted       BIGINT,
+    updated        BIGINT,
+    unchanged      BIGINT,
+    missing        BIGINT,
+    rejected       BIGINT,
+    repeated       BIGINT,
+    rejects        JSONB NOT NULL,
+    message        TEXT,
+    host           TEXT,
+    version        TEXT NOT NULL,
+    max_age        INTERVAL NOT NULL,
+    app_position   BIGINT,
+    app_source     TEXT,
+    app_is_unique  BOOLEAN,
+    dimension_rows BIGINT
 );
 
 COMMENT ON TABLE  analytics.athlete_sync_run IS 'One row for each run of the athlete sync, failures included; dry runs leave none.';
@@ -92,6 +93,7 @@ COMMENT ON COLUMN analytics.athlete_sync_run.rejects IS 'At most 100 rejected ro
 COMMENT ON COLUMN analytics.athlete_sync_run.app_position IS 'The app''s oldest open transaction as this run saw it: --incremental takes up there.';
 COMMENT ON COLUMN analytics.athlete_sync_run.app_source IS 'The server, database, table and columns that app_position belongs to.';
 COMMENT ON COLUMN analytics.athlete_sync_run.app_is_unique IS 'Whether the app''s own index rules out two rows for one athlete.';
+COMMENT ON COLUMN analytics.athlete_sync_run.dimension_rows IS 'Athletes in the dimension afterwards; fewer later on make the next incremental run a full one.';
 COMMENT ON COLUMN analytics.athlete_sync_run.max_age IS 'SYNC_MAX_AGE of that run: the view below calls an older last success stale.';
 
 CREATE OR REPLACE VIEW analytics.athlete_sync_health AS

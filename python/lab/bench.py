@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from statistics import median
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from athletes import fill_app
 from servers import PROJECT, SCRIPT, Lab, two_servers
@@ -55,11 +55,18 @@ SELECT gen_random_uuid()::text, name FROM public."User" WHERE hashtext(uuid) % 1
 """
 
 
+RENAME_1000 = """
+UPDATE public."User" SET name = name || ' III'
+ WHERE uuid IN (SELECT uuid FROM public."User" ORDER BY md5(uuid) LIMIT 1000)
+"""
+
+
 class Case(NamedTuple):
     name: str
     refresh: str
     prepare_app: Optional[str]
     bar: float
+    flags: Tuple[str, ...] = ()
 
 
 CASES = [
@@ -67,6 +74,7 @@ CASES = [
     Case("rerun, unchanged, always", "always", None, 1.35),
     Case("rerun, unchanged, never", "never", None, 1.8),
     Case("1 % renamed, 1 % new, never", "never", RENAME_1_PERCENT, 1.8),
+    Case("1,000 renamed, --incremental", "never", RENAME_1000, 0.35, ("--incremental",)),
 ]
 
 
@@ -140,7 +148,7 @@ def measure(lab: Lab, who: str, case: Case) -> Run:
 
 def run_script(lab: Lab, case: Case) -> int:
     """Run the sync and return its peak memory in bytes, as the operating system counts it."""
-    process = subprocess.Popen([sys.executable, str(SCRIPT), "-q"],
+    process = subprocess.Popen([sys.executable, str(SCRIPT), "-q"] + list(case.flags),
                                env=lab.environment(SYNC_REFRESH=case.refresh))
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = status
@@ -214,7 +222,7 @@ def draw_chart(by_size: Dict[int, Results], title: str) -> None:
     bars.axvline(1, color="grey", linestyle=":")
     bars.invert_yaxis()
     bars.set_xlabel("seconds, ours / psql | psql (red: the bar it must stay under)")
-    for case, colour in zip(CASES, ("#4477aa", "#228833", "#aa3377", "#ccbb44")):
+    for case, colour in zip(CASES, ("#4477aa", "#228833", "#aa3377", "#ccbb44", "#66ccee")):
         for who, style in ((OURS, "-"), (PSQL, ":")):
             lines.plot(sorted(by_size), [median(run.seconds for run in by_size[size][case.name][who])
                                          for size in sorted(by_size)], style, marker="o", color=colour,

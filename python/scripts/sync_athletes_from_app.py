@@ -416,9 +416,9 @@ COPY (
 ) TO STDOUT
 """
 
-# --incremental: where the last good run of this dimension left the app.
+# --incremental: where the last good run of this dimension left the app, and the dimension.
 READ_LAST_POSITION = """
-SELECT app_position, app_source, app_is_unique
+SELECT app_position, app_source, app_is_unique, dimension_rows
   FROM analytics.athlete_sync_run
  WHERE target = %(target)s AND result = 'ok'
  ORDER BY run_id DESC
@@ -426,26 +426,48 @@ SELECT app_position, app_source, app_is_unique
 """
 
 # The oldest transaction that our snapshot saw still open: whatever a later one sees that ours did not
-# was written by that transaction or a younger one. The source says for which rows that holds; after a
-# restore, a failover or a move the numbers may be used again for others. PostgreSQL 9.6 and later.
+# was written by that transaction or a younger one. The source says for which rows that holds. After a
+# restore, a failover or a crash the server may use numbers again, so its start is part of it; tables
+# and columns go by number, because a swap of names writes no row. PostgreSQL 9.6 and later.
 READ_POSITION = """
+WITH RECURSIVE part (oid) AS (
+    SELECT {app_table_text}::regclass::oid
+     UNION ALL
+    SELECT inhrelid FROM pg_catalog.pg_inherits JOIN part ON inhparent = part.oid
+)
 SELECT txid_snapshot_xmin(snapshot) AS oldest_open,
        txid_snapshot_xmax(snapshot) AS next,
-       'system ' || (SELECT system_identifier FROM pg_catalog.pg_control_system())
-       || ' timeline ' || (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint())
-       || ' database ' || (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-       || ' table ' || {app_table_text} || ' columns ' || {uuid_column_text} || ' ' || {name_column_text}
+       concat_ws(' ',
+           'system', (SELECT system_identifier FROM pg_catalog.pg_control_system()),
+           'timeline', greatest((SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()),
+                                (SELECT min_recovery_end_timeline FROM pg_catalog.pg_control_recovery())),
+           'started', extract(epoch FROM pg_postmaster_start_time()),
+           'database', (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()),
+           'tables', (SELECT md5(string_agg(oid::text, ' ' ORDER BY oid)) FROM part),
+           'columns', (SELECT string_agg(attnum::text, ' ' ORDER BY attname = {uuid_column_text})
+                         FROM pg_catalog.pg_attribute
+                        WHERE attrelid = {app_table_text}::regclass
+                          AND attname IN ({uuid_column_text}, {name_column_text})))
   FROM txid_current_snapshot() AS snapshot
 """
 
-# Only a table of rows of its own has xmin, in every part of it.
+# Only a table of rows of its own has xmin, in every part of it. A policy, or a virtual column, may
+# change what is seen without writing a row; to_jsonb, because older servers lack attgenerated.
 HAS_ROW_VERSIONS = """
 WITH RECURSIVE part (oid) AS (
     SELECT {app_table_text}::regclass::oid
      UNION ALL
     SELECT inhrelid FROM pg_catalog.pg_inherits JOIN part ON inhparent = part.oid
 )
-SELECT every(relkind IN ('r', 'p')) FROM pg_catalog.pg_class JOIN part ON pg_class.oid = part.oid
+SELECT (SELECT every(relkind IN ('r', 'p'))
+          FROM pg_catalog.pg_class JOIN part ON pg_class.oid = part.oid)
+       AND NOT row_security_active({app_table_text}::regclass)
+       AND has_column_privilege({app_table_text}::regclass, 'xmin', 'SELECT')
+       AND NOT EXISTS (SELECT 1
+                         FROM pg_catalog.pg_attribute AS attribute
+                        WHERE attrelid = {app_table_text}::regclass
+                          AND attname IN ({uuid_column_text}, {name_column_text})
+                          AND to_jsonb(attribute) ->> 'attgenerated' = 'v')
 """
 
 # xmin has 32 bits and wraps around, so what counts is the distance from {position}, going upwards.
@@ -480,12 +502,10 @@ SELECT EXISTS (
 
 LOAD_STAGING = "COPY pg_temp.tmp_athlete_dim (athlete_uuid, full_name) FROM STDIN"
 
-# No ANALYZE before: the planner knows staging's size from its pages and that the dimension's key is
-# unique, and chose the same plans with and without (0.06 s of a million athletes).
-COUNT_STAGED = "SELECT count(*) AS rows, count(full_name) AS named FROM pg_temp.tmp_athlete_dim"
-
-# A query of its own: there it sorts the uuids alone, not whole rows (1,000,000: 0.2 s, not 0.4 s).
+# It sorts the uuids alone; beside other counts it would sort whole rows (1,000,000: 0.2 s, not 0.4 s).
 COUNT_ATHLETES = "SELECT count(DISTINCT athlete_uuid) FROM pg_temp.tmp_athlete_dim"
+
+COUNT_NAMED = "SELECT count(full_name) FROM pg_temp.tmp_athlete_dim"
 
 # One uuid, several names: nobody can say which is true, so none is taken. COLLATE "C" compares bytes.
 CONFLICTING_ATHLETES = """
@@ -610,7 +630,7 @@ SELECT count(*)
 HISTORY_COLUMNS = """
         target, started_at, finished_at, mode, result, exit_code, source_rows, inserted, updated,
         unchanged, missing, rejected, repeated, rejects, message, host, version, max_age,
-        app_position, app_source, app_is_unique"""
+        app_position, app_source, app_is_unique, dimension_rows"""
 
 # The server's clock on both ends: hosts that run the sync may disagree about the time.
 RECORD_RUN = """
@@ -618,7 +638,8 @@ INSERT INTO analytics.athlete_sync_run (""" + HISTORY_COLUMNS + """)
 VALUES (%(target)s, clock_timestamp() - %(seconds)s * interval '1 second', clock_timestamp(),
         %(mode)s, %(result)s, %(exit_code)s, %(source)s, %(inserted)s, %(updated)s,
         %(unchanged)s, %(missing)s, %(rejected)s, %(repeated)s, %(rejects)s, %(message)s,
-        %(host)s, %(version)s, %(max_age)s, %(app_position)s, %(app_source)s, %(app_is_unique)s)
+        %(host)s, %(version)s, %(max_age)s, %(app_position)s, %(app_source)s, %(app_is_unique)s,
+        %(dimension_rows)s)
 """
 
 
@@ -784,6 +805,7 @@ def position_to_go_on_from(app: Database, warehouse: Database, options: argparse
     if not options.incremental:
         return None
     last = warehouse.try_row(READ_LAST_POSITION, target=target_of(warehouse.settings))
+    report.in_dimension = warehouse.fetch_row(COUNT_DIMENSION)[0]
     obstacle = obstacle_to_incremental(position, last, report)
     if obstacle:
         log.info("app: full, not incremental: %s", obstacle)
@@ -795,17 +817,20 @@ def position_to_go_on_from(app: Database, warehouse: Database, options: argparse
 def obstacle_to_incremental(position: Optional[Tuple], last: Optional[Tuple],
                             report: Report) -> Optional[str]:
     if report.app_position is None:
-        return "the source does not tell its row versions (a view, a foreign table, or PostgreSQL 9.5)"
+        return "the source does not tell its row versions (a view, a foreign table, row-level security, " \
+               "a privilege on columns alone, or PostgreSQL 9.5)"
     if not last or last[0] is None:
         return "no earlier success has left a position in the run history"
     oldest_open, following, source = position
-    last_position, last_source, last_is_unique = last
+    last_position, last_source, last_is_unique, last_in_dimension = last
     if source != last_source:
-        return "the app's server, table or columns are not those of the last success"
+        return "the app's server, its start, the table or the columns are not those of the last success"
     if oldest_open < last_position:
         return "the app's transaction counter is behind the last success: it was restored"
     if following - last_position >= 2 ** 31:
         return "the last success is too many transactions ago"
+    if report.in_dimension < last_in_dimension:
+        return "the dimension holds fewer athletes than the last success left there"
     if not last_is_unique:
         return "nothing rules out that a changed row repeats an unchanged athlete: the uuid column needs a " \
                "unique index, and one spelling"
@@ -842,6 +867,8 @@ def stream_athletes(app: Database, warehouse: Database, report: Report, since: O
             raise judged.failure or problem
         finally:
             extracted.close()
+    if rows != judged.rows - judged.unreadable:
+        raise proof_failed("staging holds %d of %d rows" % (rows, judged.rows - judged.unreadable))
     log.info("app: %d rows read, %d staged", report.source, rows)
     if not report.source and since is None:
         log.warning("app: %s is empty; nothing to do", app.settings["APP_TABLE"].spelling)
@@ -877,7 +904,7 @@ class JudgedRows:
         self.extracted, self.extraction, self.report, self.bar = extracted, extraction, report, bar
         self.any_bytes = any_bytes
         self.failure: Optional[BaseException] = None
-        self.rows = self.rejected = 0
+        self.rows = self.rejected = self.unreadable = 0
         self.spelled_once = True
         self.begun_line = b""
         self.good_rows = io.BytesIO()
@@ -920,6 +947,7 @@ class JudgedRows:
         self.rejected += len(bad)
         for row in bad[:self.report.room_for_rejects()].itertuples():
             self.report.reject(uuid_as_found(lines[row.start:row.end]), row.reason)
+        self.unreadable += len(rows) - int(rows["is_uuid"].sum())
         # A row without a name is staged all the same: its athlete is not missing.
         return b"".join(lines[row.start:row.end + 1] for row in rows[rows["is_uuid"]].itertuples())
 
@@ -1007,24 +1035,19 @@ class Athletes(NamedTuple):
 
 
 def settle_duplicates(warehouse: Database, staged: Staged, report: Report) -> Athletes:
-    """Leave one row an athlete in staging, without a name where names conflict.
-
-    Raises SyncProblem (proof) if staging does not hold what was sent.
-    """
-    rows, named_rows = warehouse.fetch_row(COUNT_STAGED)
-    if rows != staged.rows or named_rows != report.source - report.rejected:
-        raise proof_failed("staging holds %d of the %d rows sent" % (rows, staged.rows))
+    """Leave one row an athlete in staging, without a name where names conflict."""
     report.repeated = 0
+    named_rows = report.source - report.rejected
     if staged.source_is_unique:  # an index that lies is found out when changes are written
-        return Athletes(rows, named_rows)
+        return Athletes(staged.rows, named_rows)
     seen = warehouse.fetch_row(COUNT_ATHLETES)[0]
-    if seen == rows:
-        return Athletes(rows, named_rows)
+    if seen == staged.rows:
+        return Athletes(staged.rows, named_rows)
     for (uuid,) in warehouse.run(LIST_CONFLICTS, limit=report.room_for_rejects()):
         report.reject(uuid, "names differ for one uuid")
     conflicting_rows = warehouse.run(REJECT_CONFLICTS).rowcount
     warehouse.run(DROP_REPEATS)
-    named = warehouse.fetch_row(COUNT_STAGED)[1]
+    named = warehouse.fetch_row(COUNT_NAMED)[0]
     report.rejected += conflicting_rows
     report.repeated = named_rows - conflicting_rows - named
     return Athletes(seen, named)
@@ -1048,6 +1071,8 @@ def compare_with_dimension(warehouse: Database, athletes: Athletes, report: Repo
     stamp_all = refresh == "always"
     if stamp_all:
         counts = warehouse.fetch_row(COUNT_COMPARED, stamp_older_than=None)
+        if counts[-1] != athletes.named:
+            raise proof_failed("staging holds %d of %d athletes" % (counts[-1], athletes.named))
     else:
         warehouse.run(KEEP_CHANGES, stamp_older_than=None if refresh == "never" else refresh)
         counts = warehouse.fetch_row(COUNT_CHANGES)
@@ -1055,7 +1080,8 @@ def compare_with_dimension(warehouse: Database, athletes: Athletes, report: Repo
     unknown, inserted, renamed, to_write = counts
     report.inserted, report.updated = inserted, renamed
     report.unchanged = athletes.named - inserted - renamed
-    report.in_dimension = warehouse.fetch_row(COUNT_DIMENSION)[0]
+    if report.in_dimension is None:
+        report.in_dimension = warehouse.fetch_row(COUNT_DIMENSION)[0]
     if report.mode == "full":
         report.missing = report.in_dimension - (athletes.seen - unknown)
     log.info("warehouse: %d new, %d renamed, %d unchanged, %s missing from the app", inserted, renamed,
@@ -1189,7 +1215,11 @@ def ping(url: str, event: str, body: str) -> None:
 
 
 def history_row(settings: Settings, report: Report) -> Dict[str, Any]:
+    dimension_rows = None
+    if report.inserted is not None:
+        dimension_rows = report.in_dimension + report.inserted
     return dict(vars(report), target=target_of(settings), seconds=report.seconds(),
+                dimension_rows=dimension_rows,
                 rejects=json.dumps(report.rejects), host=platform.node(), version=VERSION,
                 max_age=settings["SYNC_MAX_AGE"])
 
