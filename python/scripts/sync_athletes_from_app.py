@@ -1257,9 +1257,9 @@ SELECT current_setting('server_encoding') = 'UTF8', current_setting('server_enco
 
 APP_PROBES = VERSION_AND_ENCODING + [
     Probe("schema", "FAIL", """
-SELECT coalesce(has_schema_privilege(oid, 'USAGE'), false),
-       CASE WHEN oid IS NULL THEN 'there is no ' ELSE 'USAGE on ' END || quote_ident(wanted.name),
-       CASE WHEN oid IS NULL THEN 'check {{prefix}}_TABLE and {{prefix}}_DB, or run: {{setup}}'
+SELECT coalesce(has_schema_privilege(pg_namespace.oid, 'USAGE'), false),
+       CASE WHEN pg_namespace.oid IS NULL THEN 'there is no ' ELSE 'USAGE on ' END || quote_ident(wanted.name),
+       CASE WHEN pg_namespace.oid IS NULL THEN 'check {{prefix}}_TABLE and {{prefix}}_DB, or run: {{setup}}'
             ELSE 'GRANT USAGE ON SCHEMA {{schema}} TO {{user}};' END
   FROM (SELECT coalesce({app_schema_text}, current_schema()::text) AS name) AS wanted
   LEFT JOIN pg_catalog.pg_namespace ON nspname = wanted.name
@@ -1343,9 +1343,9 @@ SELECT has_database_privilege(current_database(), 'TEMPORARY'), 'TEMPORARY'
 """, "GRANT TEMPORARY ON DATABASE {database} TO {user};"),
 
     Probe("schema", "FAIL", """
-SELECT coalesce(has_schema_privilege(oid, 'USAGE'), false),
-       CASE WHEN oid IS NULL THEN 'there is no ' ELSE 'USAGE on ' END || quote_ident(wanted.name),
-       CASE WHEN oid IS NULL THEN 'check {{prefix}}_TABLE and {{prefix}}_DB, or run: {{setup}}'
+SELECT coalesce(has_schema_privilege(pg_namespace.oid, 'USAGE'), false),
+       CASE WHEN pg_namespace.oid IS NULL THEN 'there is no ' ELSE 'USAGE on ' END || quote_ident(wanted.name),
+       CASE WHEN pg_namespace.oid IS NULL THEN 'check {{prefix}}_TABLE and {{prefix}}_DB, or run: {{setup}}'
             ELSE 'GRANT USAGE ON SCHEMA {{schema}} TO {{user}};' END
   FROM (SELECT {dimension_schema_text}::text AS name) AS wanted
   LEFT JOIN pg_catalog.pg_namespace ON nspname = wanted.name
