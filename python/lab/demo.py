@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Dict
 
 from athletes import fill_app
-from servers import PROJECT, SCRIPT, SUPERUSER_PASSWORD, Lab, Server, python, remove, two_servers
+from servers import PROJECT, SCRIPT, SUPERUSER_PASSWORD, Lab, Server, program_of, python, remove, two_servers
 
 ENV_FILE = PROJECT / ".env.demo"
 ATHLETES = 5000
@@ -196,7 +196,7 @@ def show_what_next(lab: Lab) -> None:
     print("\nBoth servers go on running, and .env.demo says where. For example:")
     for server in (lab.app, lab.warehouse):
         print("  %s postgresql://postgres:%s@127.0.0.1:%d/%s" % (
-            shlex.quote(short(server.bindir / "psql")), SUPERUSER_PASSWORD, server.port, server.name))
+            shlex.quote(short(Path(program_of(server.bindir, "psql")))), SUPERUSER_PASSWORD, server.port, server.name))
     print("  %s %s --env-file .env.demo" % (shlex.quote(short(Path(python()))), SCRIPT.relative_to(PROJECT)))
     print("  make sync ARGS='--env-file .env.demo --dry-run'")
     print("  make demo-stop")
