@@ -352,6 +352,7 @@ class Rounds:
             self.done.append(events[place].__name__)
 
     def read_from_standby(self) -> None:
+        self.end_all()  # no standby opens while a transaction has more than 64 savepoints
         primary = self.lab.app
         standby = servers.Server("app%d" % self.rounds, primary.folder, primary.bindir, {})
         standby.control("pg_basebackup", "-D", standby.data, "-R", "-X", "stream", "-c", "fast", "-d",
@@ -373,6 +374,11 @@ class Rounds:
 
     def stop_standby(self) -> None:
         """From here on the standby lacks what the app commits."""
+        self.end_all()
+        sql(self.app, "CHECKPOINT")
+        self.catch_up()
+        with contextlib.closing(connect(self.standby)) as standby:
+            sql(standby, "CHECKPOINT")  # it will open from here, where nothing is under way
         self.reading_standby = False
         self.standby.stop("fast")
 
