@@ -53,7 +53,14 @@ def leave_at_once(*_: object) -> None:
     os._exit(4)
 
 
+def withhold(*_: object) -> None:
+    """psycopg2 prints an error that meets another, and with it the row that COPY stood at, name and all."""
+    log.warning("sync: an error's text is withheld, for it may quote a row")
+
+
 if __name__ == "__main__":
+    sys.excepthook = withhold
+    setattr(sys, "unraisablehook", withhold)  # means nothing to Python 3.7
     for _signal in SIGNALS_TO_STOP:  # until the watchdog is there: the imports below take their time
         signal.signal(_signal, leave_at_once)
 
@@ -829,7 +836,7 @@ def obstacle_to_incremental(position: Optional[Tuple], last: Optional[Tuple],
         return "the app's transaction counter is behind the last success: it was restored"
     if following - last_position >= 2 ** 31:
         return "the last success is too many transactions ago"
-    if report.in_dimension < last_in_dimension:
+    if report.in_dimension < (last_in_dimension or 0):
         return "the dimension holds fewer athletes than the last success left there"
     if not last_is_unique:
         return "nothing rules out that a changed row repeats an unchanged athlete: the uuid column needs a " \
@@ -1169,7 +1176,7 @@ def record_run(warehouse: Database, report: Report) -> None:
     try:
         warehouse.run(RECORD_RUN, **history_row(warehouse.settings, report))
     except SyncProblem as problem:
-        if not isinstance(problem.__cause__, (psycopg2.ProgrammingError, psycopg2.NotSupportedError)):
+        if not is_not_to_be_had(problem):
             raise
         warehouse.run("ROLLBACK TO SAVEPOINT before_history")
         log.warning("warehouse: no run history (%s); run once: psql -f sql/warehouse_setup.sql", problem.what)
@@ -1777,15 +1784,17 @@ class Database:
         return self.run(statement, **values).fetchone()
 
     def try_row(self, statement: str, **values: Any) -> Optional[Tuple]:
-        """Return the row, or None where there is none or the statement fails; the transaction goes on."""
+        """Return the row, or None where there is none, or what it asks for is not there or not allowed."""
         self.run("SAVEPOINT before_try")
         try:
-            return self.fetch_row(statement, **values)
+            row = self.fetch_row(statement, **values)
         except SyncProblem as problem:
+            if not is_not_to_be_had(problem):
+                raise
             log.debug("%s", problem)
-            return None
-        finally:
-            self.run("ROLLBACK TO SAVEPOINT before_try")
+            row = None
+        self.run("ROLLBACK TO SAVEPOINT before_try")
+        return row
 
     def copy(self, statement: str, file: Any, **fragments: sql.Composable) -> int:
         """Run a COPY from or to `file`. Returns the number of rows."""
@@ -2092,6 +2101,11 @@ def names_for_advice(endpoint: Endpoint, settings: Settings) -> Dict[str, Any]:
 
 def quoted(name: str) -> str:
     return name if re.match(r"[a-z_][a-z0-9_]*$", name) else '"%s"' % name.replace('"', '""')
+
+
+def is_not_to_be_had(problem: SyncProblem) -> bool:
+    """A table, column, function or privilege is missing, as opposed to something having gone wrong."""
+    return isinstance(problem.__cause__, (psycopg2.ProgrammingError, psycopg2.NotSupportedError))
 
 
 def understood(error: Exception) -> SyncProblem:
