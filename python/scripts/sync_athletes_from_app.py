@@ -477,14 +477,15 @@ SELECT (SELECT every(relkind IN ('r', 'p'))
                           AND to_jsonb(attribute) ->> 'attgenerated' = 'v')
 """
 
-# xmin has 32 bits and wraps around, so what counts is the distance from {position}, going upwards.
-# Half the circle back lie rows too old to matter; one that is sent again does no harm.
+# xmin has 32 bits and wraps around, so what counts is the distance from {position}, going upwards: less
+# than half the circle is new, and then bit 31 is 0. A row of old that is sent again does no harm. As an
+# equation, because the planner then expects few rows, and scans a large table in parallel.
 EXTRACT_CHANGES = """
 COPY (
     SELECT {uuid_column} AS athlete_uuid,
            {name_column} AS full_name
       FROM {app_table}
-     WHERE (xmin::text::bigint - {position}) & 4294967295 < 2147483648
+     WHERE (xmin::text::bigint - {position}) >> 31 & 1 = 0
 ) TO STDOUT
 """
 
@@ -826,7 +827,7 @@ def obstacle_to_incremental(position: Optional[Tuple], last: Optional[Tuple],
     if report.app_position is None:
         return "the source does not tell its row versions (a view, a foreign table, row-level security, " \
                "a privilege on columns alone, or PostgreSQL 9.5)"
-    if not last or last[0] is None:
+    if not last or last[0] is None or last[3] is None:
         return "no earlier success has left a position in the run history"
     oldest_open, following, source = position
     last_position, last_source, last_is_unique, last_in_dimension = last
@@ -836,7 +837,7 @@ def obstacle_to_incremental(position: Optional[Tuple], last: Optional[Tuple],
         return "the app's transaction counter is behind the last success: it was restored"
     if following - last_position >= 2 ** 31:
         return "the last success is too many transactions ago"
-    if report.in_dimension < (last_in_dimension or 0):
+    if report.in_dimension < last_in_dimension:
         return "the dimension holds fewer athletes than the last success left there"
     if not last_is_unique:
         return "nothing rules out that a changed row repeats an unchanged athlete: the uuid column needs a " \

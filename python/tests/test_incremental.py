@@ -196,6 +196,7 @@ def test_without_a_history_to_read(begun, break_, mend):
     ("app_source = 'elsewhere'", "are not those of the last success"),
     ("app_source = NULL", "are not those of the last success"),
     ("app_is_unique = NULL", "unique index"),
+    ("dimension_rows = NULL", "no earlier success"),
     ("app_position = app_position + 100000", "restored"),
     ("app_position = app_position - 2147483648", "too many transactions"),
 ])
