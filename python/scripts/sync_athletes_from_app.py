@@ -586,6 +586,10 @@ COUNT_CHANGES = COUNTS + "pg_temp.tmp_athlete_change"
 # Where all athletes are written anyway, the changes need not be kept, only counted.
 COUNT_COMPARED = COUNTS + "(" + COMPARED + ") AS compared"
 
+# The join in batches that fit a core's cache (1,000,000: 0.49 s, not 0.58 s with 4 MB).
+SMALL_HASH_TABLE = "SET LOCAL work_mem = '1MB'"
+USUAL_HASH_TABLE = "SET LOCAL work_mem TO DEFAULT"
+
 COUNT_REPEATED_CHANGES = """
 SELECT count(*) - (SELECT count(*) FROM pg_temp.tmp_athlete_change)
   FROM pg_temp.tmp_athlete_dim
@@ -1078,7 +1082,9 @@ def compare_with_dimension(warehouse: Database, athletes: Athletes, report: Repo
     refresh = warehouse.settings["SYNC_REFRESH"]
     stamp_all = refresh == "always"
     if stamp_all:
+        warehouse.run(SMALL_HASH_TABLE)
         counts = warehouse.fetch_row(COUNT_COMPARED, stamp_older_than=None)
+        warehouse.run(USUAL_HASH_TABLE)
         if counts[-1] != athletes.named:
             raise proof_failed("staging holds %d of %d athletes" % (counts[-1], athletes.named))
     else:
