@@ -1269,15 +1269,19 @@ SELECT current_setting('server_encoding') = 'UTF8', current_setting('server_enco
 """, "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0; a name that this one lacks stops a run"),
 ]
 
-APP_PROBES = VERSION_AND_ENCODING + [
-    Probe("schema", "FAIL", """
+def schema_probe(schema: str) -> Probe:
+    return Probe("schema", "FAIL", """
 SELECT coalesce(has_schema_privilege(pg_namespace.oid, 'USAGE'), false),
        CASE WHEN pg_namespace.oid IS NULL THEN 'there is no ' ELSE 'USAGE on ' END || quote_ident(wanted.name),
        CASE WHEN pg_namespace.oid IS NULL THEN 'check {{prefix}}_TABLE and {{prefix}}_DB, or run: {{setup}}'
             ELSE 'GRANT USAGE ON SCHEMA {{schema}} TO {{user}};' END
-  FROM (SELECT coalesce({app_schema_text}, current_schema()::text) AS name) AS wanted
+  FROM (SELECT %s AS name) AS wanted
   LEFT JOIN pg_catalog.pg_namespace ON nspname = wanted.name
-""", gate=True),
+""" % schema, gate=True)
+
+
+APP_PROBES = VERSION_AND_ENCODING + [
+    schema_probe("coalesce({app_schema_text}, current_schema()::text)"),
 
     Probe("table", "FAIL", """
 SELECT true, {app_table_text} || CASE WHEN reltuples > 0 THEN ', about ' || reltuples::bigint || ' rows'
@@ -1356,14 +1360,7 @@ SELECT NOT pg_is_in_recovery() AND current_setting('default_transaction_read_onl
 SELECT has_database_privilege(current_database(), 'TEMPORARY'), 'TEMPORARY'
 """, "GRANT TEMPORARY ON DATABASE {database} TO {user};"),
 
-    Probe("schema", "FAIL", """
-SELECT coalesce(has_schema_privilege(pg_namespace.oid, 'USAGE'), false),
-       CASE WHEN pg_namespace.oid IS NULL THEN 'there is no ' ELSE 'USAGE on ' END || quote_ident(wanted.name),
-       CASE WHEN pg_namespace.oid IS NULL THEN 'check {{prefix}}_TABLE and {{prefix}}_DB, or run: {{setup}}'
-            ELSE 'GRANT USAGE ON SCHEMA {{schema}} TO {{user}};' END
-  FROM (SELECT {dimension_schema_text}::text AS name) AS wanted
-  LEFT JOIN pg_catalog.pg_namespace ON nspname = wanted.name
-""", gate=True),
+    schema_probe("{dimension_schema_text}::text"),
 
     Probe("table", "FAIL", """
 SELECT true, {dimension_text} || CASE WHEN reltuples > 0 THEN ', about ' || reltuples::bigint || ' rows'
@@ -2156,7 +2153,7 @@ def read_command_line(argv: Optional[List[str]], report: Report) -> argparse.Nam
     loudness.add_argument("-q", "--quiet", action="store_true", help="say nothing unless something is wrong")
     loudness.add_argument("-v", "--verbose", action="store_true", help="add a traceback to failures")
     parser.add_argument("--version", action="version", version="%(prog)s " + VERSION)
-    start_logging(logging.INFO)  # what the parser refuses is logged too
+    start_logging()  # what the parser refuses is logged too
     report.as_json = "--json" in (sys.argv[1:] if argv is None else argv)
     options = parser.parse_args(argv)
     logging.getLogger().setLevel(logging.WARNING if options.quiet else
@@ -2169,8 +2166,8 @@ def read_ceiling(text: str) -> int:
     return whole_number(text, 0, 999999999)
 
 
-def start_logging(level: int) -> None:
-    logging.basicConfig(level=level, stream=sys.stderr, datefmt="%Y-%m-%dT%H:%M:%SZ",
+def start_logging() -> None:
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, datefmt="%Y-%m-%dT%H:%M:%SZ",
                         format="%(asctime)s %(levelname)s %(message)s")
     logging.Formatter.converter = time.gmtime
     logging.raiseExceptions = False  # a log that cannot be written is no reason to fail
