@@ -38,7 +38,7 @@ demo-stop:  ## stop and delete the servers that make demo KEEP=1 has left
 
 test: .venv/installed-dev  ## the whole suite on two throwaway Postgres servers; ARGS="-k rename" for a part
 	@$(COVERAGE) erase $(COVERAGE_RC)
-	$(COVERAGE) run $(COVERAGE_RC) -m pytest $(TESTS) $(ARGS)
+	$(COVERAGE) run $(COVERAGE_RC) -m pytest -rs $(TESTS) $(ARGS)
 	@$(COVERAGE) combine --quiet $(COVERAGE_RC)
 	@$(COVERAGE) report $(COVERAGE_RC) $(if $(ARGS),,--fail-under=95)
 

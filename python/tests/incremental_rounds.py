@@ -32,6 +32,7 @@ import psycopg2
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lab import servers
+from standby import standby_of
 
 OPTIONS = {"fsync": "off", "full_page_writes": "off", "autovacuum": "off", "max_prepared_transactions": "20"}
 ATHLETES, MOST_WRITERS, MOST_PREPARED = 200, 6, 5
@@ -205,7 +206,7 @@ class Rounds:
         self.expected: Dict[str, str] = {}
         self.standby: Optional[servers.Server] = None
         self.reading_standby = False
-        self.made = [lab.app]
+        self.standbys = contextlib.ExitStack()
         self.rounds = self.differences = self.prepared_ever = 0
         self.modes = {"incremental": 0, "full": 0}
         self.done: List[str] = []
@@ -353,15 +354,8 @@ class Rounds:
 
     def read_from_standby(self) -> None:
         self.end_all()  # no standby opens while a transaction has more than 64 savepoints
-        primary = self.lab.app
-        standby = servers.Server("app%d" % self.rounds, primary.folder, primary.bindir, {})
-        standby.control("pg_basebackup", "-D", standby.data, "-R", "-X", "stream", "-c", "fast", "-d",
-                        "host=127.0.0.1 port=%d user=postgres password=%s"
-                        % (primary.port, servers.SUPERUSER_PASSWORD))
-        standby.start()
-        standby.name = "app"
-        self.made.append(standby)
-        self.standby, self.reading_standby = standby, True
+        self.standby = self.standbys.enter_context(standby_of(self.lab.app, "app%d" % self.rounds))
+        self.reading_standby = True
 
     def catch_up(self) -> None:
         sql(self.app, "SELECT txid_current()")  # its commit flushes what others left unflushed
@@ -415,8 +409,7 @@ class Rounds:
     def close(self) -> None:
         for connection in [writer.connection for writer in self.writers] + [self.app, self.warehouse]:
             connection.close()
-        for server in self.made[1:]:
-            server.stop()
+        self.standbys.close()
 
     def summary(self) -> str:
         return "rounds=%d differences=%d incremental=%d full=%d" % (

@@ -23,8 +23,8 @@ from urllib.parse import quote
 import pytest
 
 from conftest import ANN, BOB, CAT, Side, arguments, finish, run_in_process
-from lab.servers import (
-    PRISMA_USER, PROJECT, READER_PASSWORD, SCRIPT, SUPERUSER_PASSWORD, WRITER_PASSWORD, Server, free_port)
+from lab.servers import PRISMA_USER, PROJECT, READER_PASSWORD, SCRIPT, WRITER_PASSWORD, free_port
+from standby import standby_of
 
 ROLE = {"app": "app_readonly", "warehouse": "warehouse_writer"}
 PASSWORD = {"app": READER_PASSWORD, "warehouse": WRITER_PASSWORD}
@@ -662,18 +662,10 @@ def test_another_encoding(site, side, encoding):
 
 
 def test_a_standby_as_the_warehouse(site):
-    primary = site.own["warehouse"].server
-    standby = Server("standby", primary.folder, primary.bindir, {})
-    standby.control("pg_basebackup", "-D", standby.data, "-R", "-X", "stream", "-c", "fast", "-d",
-                    "host=127.0.0.1 port=%d user=postgres password=%s" % (primary.port, SUPERUSER_PASSWORD))
-    try:
-        standby.start()
-        standby.name = primary.name
+    with standby_of(site.own["warehouse"].server, "standby") as standby:
         other = Side(standby)
         looked = Site(site.world, dict(site.own, warehouse=other)).check()
         other.connection.close()
-    finally:
-        standby.stop()
     named = looked.find("FAIL warehouse writable: standby")
     assert "WH_HOST" in named["next_step"] and looked.run.code == 3
 

@@ -7,12 +7,11 @@ import shutil
 import socket
 import subprocess
 import time
-import warnings
 
 import pytest
 from conftest import ANN, BOB, CAT, DAN, RUN_MAY_TAKE, Side, World
-from lab.servers import (PROJECT, READER_PASSWORD, SUPERUSER_PASSWORD, WRITER_PASSWORD, Server, free_port,
-                         leave_root)
+from lab.servers import PROJECT, READER_PASSWORD, WRITER_PASSWORD, free_port, leave_root
+from standby import standby_of
 from tls import Authority, server_with_tls
 
 ROUTES = {"PgBouncer before both sides": "through_pooler", "standby as the app": "from_standby",
@@ -63,8 +62,7 @@ def pooler(lab):
     """The port of a PgBouncer in transaction mode, before both databases."""
     program = shutil.which("pgbouncer", path="/usr/bin:/usr/sbin:/usr/local/bin:/usr/local/sbin")
     if not program:
-        warnings.warn("PgBouncer is not installed: NOTHING was run through a pooler (apt install pgbouncer)")
-        pytest.skip("PgBouncer is not installed (apt install pgbouncer)")
+        pytest.skip("NOTHING was run through a pooler: apt install pgbouncer")
     folder, port = lab.app.folder, free_port()
     (folder / "pooler.ini").write_text(PGBOUNCER.format(
         app=lab.app, warehouse=lab.warehouse, port=port, folder=folder))
@@ -104,32 +102,10 @@ def wait_until(is_so, process=None, log=None):
 
 @pytest.fixture(scope="module")
 def standby(lab):
-    primary = lab.app
-    version = int(primary.psql("-Atc", "SHOW server_version_num"))
-    if version < 100000:
-        pytest.skip("before PostgreSQL 10 a server as initdb leaves it has no standbys")
-    server = Server("hot_standby", primary.folder, primary.bindir, {})
-    source = "host=127.0.0.1 port=%d user=postgres password=%s" % (primary.port, SUPERUSER_PASSWORD)
-    server.control("pg_basebackup", "-D", server.data, "-X", "stream", "-c", "fast", "-d", source)
-    follow(server, source, version)
-    try:
-        server.start()
-        server.name = primary.name
+    with standby_of(lab.app, "hot_standby") as server:
         side = Side(server)
         yield side
         side.connection.close()
-    finally:
-        server.stop()
-
-
-def follow(server, source, version):
-    """Not pg_basebackup's -R: where it is newer than the server, it names options that this one lacks."""
-    configuration = "postgresql.conf" if version >= 120000 else "recovery.conf"
-    with (server.data / configuration).open("a") as settings:
-        settings.write("primary_conninfo = '%s'\n" % source)
-        settings.write("standby_mode = on\n" if version < 120000 else "")
-    if version >= 120000:
-        (server.data / "standby.signal").touch()
 
 
 @pytest.fixture

