@@ -2045,17 +2045,18 @@ COLUMNS = {
 
 
 def connect_trouble(error: Exception) -> Trouble:
-    words = str(error)
+    words = words_of(error)
     return next((trouble for needle, trouble in CONNECT_TROUBLES if needle in words), OTHER_REFUSAL)
+
+
+def words_of(error: Exception) -> str:
+    """A server's words in another code page arrive as a UnicodeDecodeError (psycopg2 issue 1634)."""
+    return error.object.decode(errors="replace") if isinstance(error, UnicodeDecodeError) else str(error)
 
 
 def explain_refusal(error: Exception, trouble: Trouble, endpoint: Endpoint,
                     settings: Settings) -> SyncProblem:
-    # A server's words in another code page arrive as a UnicodeDecodeError (psycopg2 issue 1634).
-    words = "its words are not UTF-8 text"
-    if not isinstance(error, UnicodeDecodeError):
-        words = last_attempt(str(error))
-    return problem_of(trouble, words, endpoint, settings)
+    return problem_of(trouble, last_attempt(words_of(error)), endpoint, settings)
 
 
 def last_attempt(words: str) -> str:

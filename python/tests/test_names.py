@@ -185,6 +185,22 @@ def test_an_app_in_any_bytes_loses_only_what_is_not_utf8(world, app_in):
     assert bad[0] in [reject["uuid"] for reject in run.result["rejects"]]
 
 
+def test_a_refusal_in_any_bytes_is_understood(world, app_in):
+    """As from a server that speaks German in Latin 1; what can be read of it says what is wrong."""
+    if world.app.connection.server_version < 170000:
+        pytest.skip("PostgreSQL 17 brought triggers on login, with which this server says what we like")
+    database = app_in("SQL_ASCII", """
+        CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+            PERFORM set_config('client_encoding', 'SQL_ASCII', false);  -- else the server would see to it
+            IF session_user = 'app_readonly' THEN RAISE EXCEPTION E'password f\\xfcr wen?'; END IF;
+        END $$;
+        CREATE EVENT TRIGGER refuse ON login EXECUTE FUNCTION refuse();
+        ALTER EVENT TRIGGER refuse ENABLE ALWAYS""")
+    run = world.sync(APP_DB=database)
+    assert run.code == 2 and " ERROR app: the login was refused: " in run.error, run
+    assert "password f\ufffdr wen?" in run.error and "APP_PASSWORD" in run.error, run
+
+
 def test_a_warehouse_that_cannot_hold_a_name_refuses_the_run(world, lab):
     lab.warehouse.psql("-qc", "CREATE DATABASE western ENCODING 'LATIN1' TEMPLATE template0 "
                               "LC_COLLATE 'C' LC_CTYPE 'C'")
