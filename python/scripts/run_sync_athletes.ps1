@@ -8,26 +8,44 @@
 $ErrorActionPreference = 'Stop'
 
 $project = [IO.Path]::GetFullPath((Join-Path $PSScriptRoot '..\..'))
-$log = Join-Path $project 'logs\sync_athletes.log'
+$name = 'logs\sync_athletes.log'
+$log = Join-Path $project $name
 $largestLog = 5MB
 
 function Write-Log([string] $text) {
-    [IO.File]::AppendAllText($log, [DateTime]::UtcNow.ToString('s') + 'Z ' + $text + "`r`n")
+    try {
+        [IO.File]::AppendAllText($log, [DateTime]::UtcNow.ToString('s') + 'Z ' + $text + "`r`n")
+    } catch {
+        # The exit code counts more.
+    }
 }
 
-function Limit-Log {
-    if ([IO.File]::Exists($log) -and (Get-Item -LiteralPath $log).Length -gt $largestLog) {
-        try {
+function Limit-Logs {
+    try {
+        Get-ChildItem (Join-Path $project 'logs') -Filter 'sync_athletes-*.log' |
+            Where-Object { $_.LastWriteTime -lt (Get-Date).AddDays(-30) } | Remove-Item
+        if ((Get-Item -LiteralPath $log).Length -gt $largestLog) {
+            [IO.File]::Open($log, 'Open', 'Write', 'None').Dispose()
             [IO.File]::Delete("$log.1")
             [IO.File]::Move($log, "$log.1")
-        } catch {
-            # Somebody reads it just now: it grows on until the next run.
         }
+    } catch {
+        # It is not there yet, or somebody reads it just now: it grows on until a later run.
     }
 }
 
 [void] [IO.Directory]::CreateDirectory((Join-Path $project 'logs'))
-Limit-Log
+Limit-Logs
+
+# cmd opens a log for itself alone, and runs nothing if it cannot. Where another run has this one, or an
+# editor, a log of our own takes its place. The lock is between wrappers: two may start at once.
+try {
+    $lock = [IO.File]::Open((Join-Path $project 'logs\sync_athletes.lock'), 'OpenOrCreate', 'Write', 'None')
+    [IO.File]::Open($log, 'Append', 'Write', 'Read').Dispose()
+} catch {
+    $name = "logs\sync_athletes-$PID.log"
+    $log = Join-Path $project $name
+}
 
 if (-not [IO.File]::Exists((Join-Path $project '.venv\Scripts\python.exe'))) {
     Write-Log ("ERROR packages: there is no .venv\Scripts\python.exe in $project. Next: py -m venv .venv, " +
@@ -41,11 +59,17 @@ Set-Location -LiteralPath $project
 $env:PYTHONIOENCODING = 'utf-8'
 $options = $args | ForEach-Object { if ($_ -match '[^\w.:=\\-]') { '"' + $_ + '"' } else { $_ } }
 $command = '.venv\Scripts\python.exe python\scripts\sync_athletes_from_app.py ' + ($options -join ' ') +
-    ' >> logs\sync_athletes.log 2>&1'
+    " >> $name 2>&1"
 & $env:ComSpec /d /c $command
 $code = $LASTEXITCODE
 
+if ($code -ge 100 -and $code -le 109) {
+    # Not the script's: .venv's python.exe has not found the Python that it was made from.
+    Write-Log ('ERROR packages: the Python of .venv is gone. Next: py -m venv --clear .venv, ' +
+               'then .venv\Scripts\pip install -r python\requirements.txt (exit code 1)')
+    $code = 1
+}
 if ($code -ne 0) {
-    try { Write-Log "ERROR wrapper: the sync ended with exit code $code" } catch { } # the code counts more
+    Write-Log "ERROR wrapper: the sync ended with exit code $code"
 }
 exit $code
