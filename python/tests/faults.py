@@ -57,12 +57,13 @@ LONG_DEADLINE = 600  # where it must not
 MOST_SECONDS = 45  # what no run takes whose deadline is not the point
 SECONDS_AFTER_DEADLINE, SECONDS_AFTER_SIGNAL, SECONDS_FOR_LEFTOVERS = 5, 2, 30
 
+# What is aborted holds no lock and no snapshot, and nothing but its network ends it before PostgreSQL 17.
 LEFTOVERS = """
-SELECT (SELECT coalesce(string_agg(concat_ws(' ', 'backend', pid, state, wait_event), ', '), '')
+SELECT (SELECT coalesce(string_agg(concat_ws(' ', 'backend', pid, state), ', '), '')
           FROM pg_stat_activity
          WHERE datname = current_database()
            AND usename IN ('app_readonly', 'warehouse_writer')
-           AND state <> 'idle'),
+           AND state NOT IN ('idle', 'idle in transaction (aborted)')),
        (SELECT coalesce(string_agg('lock of ' || pid, ', '), '')
           FROM pg_locks
          WHERE locktype = 'advisory'
@@ -235,6 +236,7 @@ def grant(trial: "Trial") -> None:
     trial.sql(GRANT[trial.fault.side].format(database=trial.lane.databases[trial.fault.side]))
 
 
+# Before PostgreSQL 13 only what begins or ends a transaction sets the clock by a new statement_timeout.
 KINDS = {
     "killed": Kind(kill_backends, {2}),
     "stopped": Kind(stop_server, {2}, start_server, stops_server=True),
@@ -247,7 +249,7 @@ KINDS = {
     "SIGINT": Kind(send(signal.SIGINT), {4}),
     "SIGKILL": Kind(kill_script, {-9}),
     "cancelled": Kind(cancel, {3}),
-    "timed out": Kind(leave_it, {3}, slow=b"SET LOCAL statement_timeout = 100; " + SLOW),
+    "timed out": Kind(leave_it, {3}, slow=b"SET LOCAL statement_timeout = 100; SAVEPOINT timed_out; " + SLOW),
     "slow": Kind(leave_it, {2}, waits=True),
     "table locked": Kind(hold_table, {2}, let_go, waits=True),
     "row locked": Kind(hold_row, {2}, let_go, waits=True),
@@ -596,10 +598,12 @@ class Trial:
         self.wrong[count] = "%s, %s" % (self.wrong[count], what) if count in self.wrong else what
 
     def arm(self) -> None:
-        moment = self.fault.moment
+        moment, slow = self.fault.moment, self.kind.slow
+        if self.lane.admin[moment.side].server_version < 140000:
+            slow = slow.replace(b"3600", b"20")  # at work it will not notice that its client has gone
         for side, proxy in self.lane.proxies.items():
             here = side == moment.side
-            proxy.reset(self.strike, moment if here and moment.when == "during" else None, self.kind.slow)
+            proxy.reset(self.strike, moment if here and moment.when == "during" else None, slow)
 
     def strike(self, moment: Moment) -> None:
         """Called by the proxy at every moment; what it holds back goes on when this returns."""
@@ -618,8 +622,9 @@ class Trial:
     def is_at_work(self) -> bool:
         side = self.fault.moment.side
         pids = self.lane.proxies[side].backends()
-        return bool(self.lane.sql(side, "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-                                        " AND pid IN (%s)" % ", ".join(map(str, pids or [0]))))
+        return bool(self.lane.sql(side, "SELECT 1 FROM pg_stat_activity WHERE query ~ 'pg_sleep[(]'"
+                                        " AND state = 'active' AND pid IN (%s)"
+                                        % ", ".join(map(str, pids or [0]))))
 
     def check_strike(self) -> None:
         if self.failure:

@@ -394,7 +394,8 @@ class Rounds:
             [servers.program_of(server.bindir, "pg_dump"), "-h", "127.0.0.1", "-p", str(server.port), "-U",
              "postgres", server.name], env=server.psql_environment(), stdout=subprocess.PIPE, check=True,
             encoding="utf-8").stdout
-        server.psql("-qc", "DROP DATABASE app", "-qc", "CREATE DATABASE app", database="postgres")
+        for statement in ("DROP DATABASE app", "CREATE DATABASE app"):
+            server.psql("-qc", statement, database="postgres")
         server.psql("-q", stdin=dump)
         self.switch_to(server)
 

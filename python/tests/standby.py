@@ -32,6 +32,6 @@ def follow(standby, source, version):
     with configuration.open("a") as settings:
         settings.write("primary_conninfo = '%s'\n" % source)
         settings.write("standby_mode = on\n" if version < 120000 else "")
-    configuration.chmod(0o666)  # when it is promoted it opens recovery.conf to write, as nobody if we are root
+    configuration.chmod(0o666)  # its owner may be root, and a server opens recovery.conf to write
     if version >= 120000:
         (standby.data / "standby.signal").touch()

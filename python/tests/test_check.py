@@ -650,8 +650,9 @@ def test_another_encoding(site, side, encoding):
     create = ("CREATE DATABASE %s ENCODING '%s' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
               % (server.name, encoding))
     with site.own[side].changed(create, "DROP DATABASE IF EXISTS " + server.name):
-        first = ["-c", PRISMA_USER] if side == "app" else []
-        server.psql("-q", *first + ["-f", str(PROJECT / SETUP[side])])
+        if side == "app":
+            server.psql("-qc", PRISMA_USER)
+        server.psql("-qf", str(PROJECT / SETUP[side]))
         other = Side(server)
         try:
             looked = Site(site.world, dict(site.own, **{side: other})).check()

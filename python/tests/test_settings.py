@@ -60,7 +60,8 @@ def test_passwords_and_values_are_not_repeated_in_complaints(world):
     "\u00c9t\u00e9", "gr\u00f6\u00dfe.STRASSE", "\u738b", '"%s {x}"', '"a"."b"."c"', "a.b.c", "$a", "1a",
     "a b", "a.", 'a"b"'])
 def test_a_name_is_read_as_postgres_reads_it(world, text):
-    """parse_ident() is PostgreSQL 9.6's; older servers read names the same way but cannot be asked."""
+    if world.app.connection.server_version < 90600:
+        pytest.skip("PostgreSQL 9.5 has no parse_ident(), with which later ones say how they read a name")
     try:
         read = world.app.value("SELECT parse_ident(%s)", text)
     except psycopg2.Error:
