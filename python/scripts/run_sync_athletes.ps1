@@ -22,8 +22,9 @@ function Write-Log([string] $text) {
 
 function Limit-Logs {
     try {
-        Get-ChildItem (Join-Path $project 'logs') -Filter 'sync_athletes-*.log' |
-            Where-Object { $_.LastWriteTime -lt (Get-Date).AddDays(-30) } | Remove-Item
+        Get-ChildItem -LiteralPath (Join-Path $project 'logs') -Filter 'sync_athletes-*.log' |
+            Where-Object { $_.LastWriteTime -lt (Get-Date).AddDays(-30) } |
+            Remove-Item -ErrorAction SilentlyContinue
         if ((Get-Item -LiteralPath $log).Length -gt $largestLog) {
             [IO.File]::Open($log, 'Open', 'Write', 'None').Dispose()
             [IO.File]::Delete("$log.1")
@@ -35,12 +36,13 @@ function Limit-Logs {
 }
 
 [void] [IO.Directory]::CreateDirectory((Join-Path $project 'logs'))
-Limit-Logs
 
 # cmd opens a log for itself alone, and runs nothing if it cannot. Where another run has this one, or an
 # editor, a log of our own takes its place. The lock is between wrappers: two may start at once.
+$lock = $null
 try {
     $lock = [IO.File]::Open((Join-Path $project 'logs\sync_athletes.lock'), 'OpenOrCreate', 'Write', 'None')
+    Limit-Logs
     [IO.File]::Open($log, 'Append', 'Write', 'Read').Dispose()
 } catch {
     $name = "logs\sync_athletes-$PID.log"
@@ -50,6 +52,7 @@ try {
 if (-not [IO.File]::Exists((Join-Path $project '.venv\Scripts\python.exe'))) {
     Write-Log ("ERROR packages: there is no .venv\Scripts\python.exe in $project. Next: py -m venv .venv, " +
                'then .venv\Scripts\pip install -r python\requirements.txt (exit code 1)')
+    if ($lock) { $lock.Dispose() }
     exit 1
 }
 
@@ -72,4 +75,5 @@ if ($code -ge 100 -and $code -le 109) {
 if ($code -ne 0) {
     Write-Log "ERROR wrapper: the sync ended with exit code $code"
 }
+if ($lock) { $lock.Dispose() }
 exit $code
