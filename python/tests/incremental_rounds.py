@@ -396,7 +396,7 @@ class Rounds:
             encoding="utf-8").stdout
         for statement in ("DROP DATABASE app", "CREATE DATABASE app"):
             server.psql("-qc", statement, database="postgres")
-        server.psql("-q", stdin=dump)
+        server.psql("-q", "-v", "ON_ERROR_STOP=0", stdin=dump)  # a newer pg_dump's SET may fail
         self.switch_to(server)
 
     def switch_to(self, server: servers.Server) -> None:
