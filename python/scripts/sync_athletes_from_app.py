@@ -2050,8 +2050,13 @@ def connect_trouble(error: Exception) -> Trouble:
 
 
 def words_of(error: Exception) -> str:
-    """A server's words in another code page arrive as a UnicodeDecodeError (psycopg2 issue 1634)."""
-    return error.object.decode(errors="replace") if isinstance(error, UnicodeDecodeError) else str(error)
+    """A server's words in another code page arrive as a UnicodeDecodeError (psycopg2 issue 1634).
+
+    Before Python 3.11 they do not arrive at all.
+    """
+    if isinstance(error, UnicodeDecodeError):
+        return error.object.decode(errors="replace")
+    return str(error) or "its words are not UTF-8 text"
 
 
 def explain_refusal(error: Exception, trouble: Trouble, endpoint: Endpoint,
