@@ -12,9 +12,11 @@ TESTS   = python/tests
 ROWS   ?= 1000000
 ROUNDS ?= 3
 
-# Runs of the script as a subprocess count too, wherever they were started.
+# Runs of the script as a subprocess count too, wherever they were started; but the last coverage for
+# Python 3.7 and 3.8 does not see them.
 COVERAGE    = .venv/bin/python -m coverage
 COVERAGE_RC = --rcfile=$(TESTS)/coveragerc
+LEAST       = $(shell .venv/bin/python -c 'import sys; print(95 if sys.version_info >= (3, 9) else 90)')
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | awk -F @ '{printf "%-18s %s\n", $$1, $$2}'
@@ -40,7 +42,7 @@ test: .venv/installed-dev  ## the whole suite on two throwaway Postgres servers;
 	@$(COVERAGE) erase $(COVERAGE_RC)
 	$(COVERAGE) run $(COVERAGE_RC) -m pytest -rs $(TESTS) $(ARGS)
 	@$(COVERAGE) combine --quiet $(COVERAGE_RC)
-	@$(COVERAGE) report $(COVERAGE_RC) $(if $(ARGS),,--fail-under=95)
+	@$(COVERAGE) report $(COVERAGE_RC) $(if $(ARGS),,--fail-under=$(LEAST))
 
 test: export COVERAGE_FILE = $(CURDIR)/.venv/.coverage
 
