@@ -57,13 +57,15 @@ LONG_DEADLINE = 600  # where it must not
 MOST_SECONDS = 45  # what no run takes whose deadline is not the point
 SECONDS_AFTER_DEADLINE, SECONDS_AFTER_SIGNAL, SECONDS_FOR_LEFTOVERS = 5, 2, 30
 
-# What is aborted holds no lock and no snapshot, and nothing but its network ends it before PostgreSQL 17.
+# What is aborted holds no lock and no snapshot; before PostgreSQL 17 nothing but its network ends it.
 LEFTOVERS = """
 SELECT (SELECT coalesce(string_agg(concat_ws(' ', 'backend', pid, state), ', '), '')
           FROM pg_stat_activity
          WHERE datname = current_database()
            AND usename IN ('app_readonly', 'warehouse_writer')
-           AND state NOT IN ('idle', 'idle in transaction (aborted)')),
+           AND state <> 'idle'
+           AND (state <> 'idle in transaction (aborted)'
+                OR current_setting('server_version_num')::integer >= 170000)),
        (SELECT coalesce(string_agg('lock of ' || pid, ', '), '')
           FROM pg_locks
          WHERE locktype = 'advisory'
