@@ -287,6 +287,19 @@ class World:
             assert secret not in run.out + run.err, "printed: %r" % secret
 
 
+@contextlib.contextmanager
+def empty_world(lab, script):
+    """The world of tests, on a lab of its own."""
+    app, warehouse = Side(lab.app), Side(lab.warehouse)
+    app.sql('TRUNCATE public."User"')
+    warehouse.sql("TRUNCATE analytics.athlete_dim, analytics.athlete_sync_run RESTART IDENTITY")
+    try:
+        yield World(lab, app, warehouse, script)
+    finally:
+        app.connection.close()
+        warehouse.connection.close()
+
+
 def arguments(flags, env_file=NO_SETTINGS.name):
     """The command line. A developer's own .env may name real databases, which no test may ever reach."""
     return (["--env-file", env_file] if env_file and "--env-file" not in flags else []) + list(flags)

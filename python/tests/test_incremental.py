@@ -8,7 +8,7 @@ import uuid
 
 import psycopg2
 import pytest
-from conftest import ANN, BOB, CAT, DAN, Side, World, finish
+from conftest import ANN, BOB, CAT, DAN, Side, World, empty_world, finish
 from incremental_rounds import Rounds
 from lab import servers
 from standby import standby_of
@@ -473,16 +473,11 @@ def test_a_few_random_rounds(own_lab, script):
 
 @pytest.fixture
 def own(own_lab, script):
-    app, warehouse = Side(own_lab.app), Side(own_lab.warehouse)
-    app.sql("TRUNCATE %s" % USER)
-    warehouse.sql("TRUNCATE analytics.athlete_dim, analytics.athlete_sync_run RESTART IDENTITY")
-    world = World(own_lab, app, warehouse, script)
-    skip_before_9_6(app.connection.server_version)
-    world.app_has(*GROUND)
-    assert world.sync().counts() == "2: 2 new"
-    yield world
-    app.connection.close()
-    warehouse.connection.close()
+    with empty_world(own_lab, script) as world:
+        skip_before_9_6(world.app.connection.server_version)
+        world.app_has(*GROUND)
+        assert world.sync().counts() == "2: 2 new"
+        yield world
 
 
 def test_prepared_transactions(own):

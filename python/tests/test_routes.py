@@ -9,7 +9,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import ANN, BOB, CAT, DAN, RUN_MAY_TAKE, Side, World
+from conftest import ANN, BOB, CAT, DAN, RUN_MAY_TAKE, Side, World, empty_world
 from lab.servers import PROJECT, READER_PASSWORD, WRITER_PASSWORD, free_port, leave_root
 from standby import standby_of
 from tls import Authority, server_with_tls
@@ -162,16 +162,12 @@ def tls_lab(tmp_path_factory):
 
 @pytest.fixture
 def over_tls(tls_lab, script):
-    app, warehouse = Side(tls_lab.app), Side(tls_lab.warehouse)
-    app.sql('TRUNCATE public."User"')
-    warehouse.sql("TRUNCATE analytics.athlete_dim, analytics.athlete_sync_run RESTART IDENTITY")
     settings = {}
     for side in ("APP", "WH"):
         settings.update({side + "_HOST": "localhost", side + "_SSLMODE": "verify-full",
                          side + "_SSLROOTCERT": str(tls_lab.authority.certificate)})
-    yield Route(World(tls_lab, app, warehouse, script), settings)
-    app.connection.close()
-    warehouse.connection.close()
+    with empty_world(tls_lab, script) as world:
+        yield Route(world, settings)
 
 
 # The main cases

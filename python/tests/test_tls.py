@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import quote
 
 import pytest
-from conftest import ANN, Side, World
+from conftest import ANN, empty_world
 from lab.servers import READER_PASSWORD, WRITER_PASSWORD
 from tls import Authority, server_with_tls
 
@@ -29,14 +29,9 @@ def tls_lab(authority):
 @pytest.fixture
 def secure(tls_lab, script):
     """The world of tests, on the server with TLS, with one athlete in the app."""
-    app, warehouse = Side(tls_lab.app), Side(tls_lab.warehouse)
-    app.sql('TRUNCATE public."User"')
-    warehouse.sql("TRUNCATE analytics.athlete_dim, analytics.athlete_sync_run RESTART IDENTITY")
-    world = World(tls_lab, app, warehouse, script)
-    world.app_has((ANN, "Ann Anders"))
-    yield world
-    app.connection.close()
-    warehouse.connection.close()
+    with empty_world(tls_lab, script) as world:
+        world.app_has((ANN, "Ann Anders"))
+        yield world
 
 
 def verified(authority, **settings):
