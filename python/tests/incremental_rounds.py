@@ -196,6 +196,18 @@ UPKEEP = [
 ]
 
 
+def dump_and_restore(server: servers.Server) -> None:
+    """Make the app's database anew from its own dump, while nobody is connected to it."""
+    dump = subprocess.run(
+        [servers.program_of(server.bindir, "pg_dump"), "-h", "127.0.0.1", "-p", str(server.port), "-U",
+         "postgres", "app"], env=server.psql_environment(), stdout=subprocess.PIPE, check=True,
+        encoding="utf-8").stdout
+    for statement in ("DROP DATABASE app", "CREATE DATABASE app"):
+        server.psql("-qc", statement, database="postgres")
+    # A newer pg_dump sets what a server before PostgreSQL 17 does not know; 0 is its default.
+    server.psql("-q", stdin=dump.replace("SET transaction_timeout = 0;\n", ""))
+
+
 class Rounds:
     def __init__(self, lab: servers.Lab, chance: random.Random, script: Any, verbose: bool = False):
         self.lab, self.chance, self.script, self.verbose = lab, chance, script, verbose
@@ -390,13 +402,7 @@ class Rounds:
         self.end_all()
         self.app.close()
         server = self.lab.app
-        dump = subprocess.run(
-            [servers.program_of(server.bindir, "pg_dump"), "-h", "127.0.0.1", "-p", str(server.port), "-U",
-             "postgres", server.name], env=server.psql_environment(), stdout=subprocess.PIPE, check=True,
-            encoding="utf-8").stdout
-        for statement in ("DROP DATABASE app", "CREATE DATABASE app"):
-            server.psql("-qc", statement, database="postgres")
-        server.psql("-q", "-v", "ON_ERROR_STOP=0", stdin=dump)  # a newer pg_dump's SET may fail
+        dump_and_restore(server)
         self.switch_to(server)
 
     def switch_to(self, server: servers.Server) -> None:

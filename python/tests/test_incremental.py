@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-import subprocess
 import uuid
 
 import psycopg2
 import pytest
 from conftest import ANN, BOB, CAT, DAN, Side, World, empty_world, finish
-from incremental_rounds import Rounds
+from incremental_rounds import Rounds, dump_and_restore
 from lab import servers
 from standby import standby_of
 from test_routes import wait_until
@@ -495,14 +494,8 @@ def test_prepared_transactions(own):
 
 def test_the_app_restored_from_a_dump(own):
     rename(own, ANN, "N")
-    server = own.app.server
-    dump = subprocess.run(
-        [servers.program_of(server.bindir, "pg_dump"), "-h", "127.0.0.1", "-p", str(server.port), "-U",
-         "postgres", "app"], env=server.psql_environment(), stdout=subprocess.PIPE, check=True).stdout
     own.app.connection.close()
-    for statement in ("DROP DATABASE app", "CREATE DATABASE app"):
-        server.psql("-qc", statement, database="postgres")
-    server.psql("-q", "-v", "ON_ERROR_STOP=0", stdin=dump.decode("utf-8"))  # a newer pg_dump's SET may fail
+    dump_and_restore(own.app.server)
     own.app.reconnect()
     full(own, "are not those of the last success")
     assert own.dimension() == {ANN: "N", BOB: "Bob Bowman"}
