@@ -49,6 +49,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -105,7 +106,7 @@ OK, CONFIGURATION, CONNECTION, SQL_OR_DATA, UNEXPECTED = range(5)
 
 
 class SyncError(Exception):
-    """A failure that is as_sync_error: on which side, what happened, what to type next, the exit code."""
+    """A failure that is understood: on which side, what happened, what to type next, the exit code."""
 
     def __init__(self, code: int, side: str, what: str, next_step: str):
         super().__init__(what)
@@ -158,27 +159,36 @@ def sync_or_record_why_not(settings: Settings, options: argparse.Namespace, repo
 
 
 def sync(settings: Settings, options: argparse.Namespace, report: Report, watchdog: Watchdog) -> None:
-    with connect(settings.app, settings, watchdog) as app, \
-            connect(settings.warehouse, settings, watchdog) as warehouse:
+    """The lock comes before the app's snapshot, so that of two runs the later one reads the later app."""
+    with connect(settings.warehouse, settings, watchdog) as warehouse:
         if take_lock(warehouse):
-            warehouse.run(CREATE_STAGING)
-            since = position_to_go_on_from(app, warehouse, options, report)
-            staged = stream_athletes(app, warehouse, report, since)
-            if since is not None and not staged.source_is_unique:
-                staged = start_again_in_full(app, warehouse, report)
-            app.close()
-            athletes = settle_duplicates(warehouse, staged, report)
-            refuse_rejects(report, options)
-            rows_to_write = compare_with_dimension(warehouse, athletes, report)
-            refuse_renaming_spree(report, settings, options)
-            upsert_athletes(warehouse, rows_to_write)
-            prove_agreement(warehouse)
+            carry_athletes(warehouse, settings, options, report, watchdog)
         else:
             report.result = "skipped"
         if options.dry_run:
             return warehouse.rollback()
         record_run(warehouse, report)
         warehouse.commit()
+
+
+def carry_athletes(warehouse: Database, settings: Settings, options: argparse.Namespace, report: Report,
+                   watchdog: Watchdog) -> None:
+    refuse_inheritance(warehouse)
+    warehouse.run(CREATE_STAGING)
+    with connect(settings.app, settings, watchdog, before_snapshot=lock_source) as app:
+        position = read_position(app)
+        since = start_of_incremental(position, warehouse, options, report)
+        staged = stream_athletes(app, warehouse, report, since)
+        if since is not None and not staged.source_is_unique:
+            staged = start_again_in_full(app, warehouse, report)
+        if position:
+            verify_position(app, position, report)
+    athletes = settle_duplicates(warehouse, staged, report)
+    refuse_rejects(report, options)
+    rows_to_write = compare_with_dimension(warehouse, athletes, report)
+    refuse_renaming_spree(report, settings, options)
+    upsert_athletes(warehouse, rows_to_write)
+    prove_agreement(warehouse)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -217,6 +227,30 @@ def lock_holder(warehouse: Database) -> Optional[str]:
     return holder and "backend %s from %s since %s" % tuple(known or "?" for known in holder)
 
 
+LIST_INHERITANCE_CHILDREN = """
+SELECT string_agg(inhrelid::regclass::text, ', ')
+  FROM pg_catalog.pg_inherits
+  JOIN pg_catalog.pg_class ON pg_class.oid = inhparent
+ WHERE inhparent = {dimension_text}::regclass
+   AND relkind <> 'p'
+"""
+
+
+def refuse_inheritance(warehouse: Database) -> None:
+    """Raise SyncError (data) if tables inherit from the dimension; partitions are another thing.
+
+    A SELECT would read the children's athletes too, while the key that ON CONFLICT goes by does not
+    know them: each of them would be inserted a second time.
+    """
+    children = warehouse.fetch_row(LIST_INHERITANCE_CHILDREN)[0]
+    if children:
+        dimension = warehouse.settings["WH_TABLE"].spelling
+        raise SyncError(
+            SQL_OR_DATA, "warehouse", "%s inherits from %s, whose key does not cover it" % (children, dimension),
+            "ALTER TABLE %s NO INHERIT %s; or make %s a partitioned table"
+            % (children.split(",")[0], dimension, dimension))
+
+
 # full_name may be NULL: an athlete whose name cannot be used is staged without one, so that it
 # counts as seen, not as missing.
 CREATE_STAGING = """
@@ -225,6 +259,30 @@ CREATE TEMP TABLE tmp_athlete_dim (
     full_name    TEXT
 ) ON COMMIT DROP
 """
+
+# TRUNCATE and ALTER TABLE are not MVCC-safe: to a snapshot older than a reload, the table is empty. So
+# the lock comes before the snapshot, and LOCK TABLE takes none. Partitions and children are included.
+LOCK_SOURCE = "LOCK TABLE {app_table} IN ACCESS SHARE MODE"
+
+# Any SELECT locks all that it would read, and keeps the locks until the end of the transaction.
+LOCK_BY_READING = "SELECT {uuid_column}, {name_column} FROM {app_table} LIMIT 0"
+
+
+def lock_source(app: Database) -> None:
+    """Keep TRUNCATE and ALTER TABLE away from the source until the app's transaction ends.
+
+    LOCK TABLE refuses a role with SELECT on columns alone, a materialized view, and before PostgreSQL 11
+    any view. A SELECT locks these, but only after its own snapshot. So it is done under READ COMMITTED,
+    where the COPY that follows takes a snapshot of its own.
+    """
+    try:
+        app.run(LOCK_SOURCE)
+    except SyncError as problem:
+        if not is_not_to_be_had(problem):
+            raise
+        app.begin("READ COMMITTED")
+        app.run(LOCK_BY_READING)
+
 
 # --incremental: where the last good run of this dimension left the app, and the dimension.
 READ_LAST_POSITION = """
@@ -237,8 +295,8 @@ SELECT app_position, app_source, app_is_unique, dimension_rows
 
 # The oldest transaction that our snapshot saw still open: whatever a later one sees that ours did not
 # was written by that transaction or a younger one. The source says for which rows that holds. After a
-# restore, a failover or a crash the server may use numbers again, so its start is part of it; tables
-# and columns go by number, because a swap of names writes no row. PostgreSQL 9.6 and later.
+# restore or a failover the server may use numbers again, so its start is part of it; tables and
+# columns go by number, because a swap of names writes no row. PostgreSQL 9.6 and later.
 READ_POSITION = """
 WITH RECURSIVE part (oid) AS (
     SELECT {app_table_text}::regclass::oid
@@ -247,6 +305,9 @@ WITH RECURSIVE part (oid) AS (
 )
 SELECT txid_snapshot_xmin(snapshot) AS oldest_open,
        txid_snapshot_xmax(snapshot) AS next,
+       CASE WHEN NOT pg_is_in_recovery() THEN {wal_written}()::text END AS written,
+       (SELECT split_part(next_xid, ':', 1)::bigint * 4294967296 + split_part(next_xid, ':', 2)::bigint
+          FROM pg_catalog.pg_control_checkpoint()) AS checkpointed,
        concat_ws(' ',
            'system', (SELECT system_identifier FROM pg_catalog.pg_control_system()),
            'timeline', greatest((SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()),
@@ -261,8 +322,9 @@ SELECT txid_snapshot_xmin(snapshot) AS oldest_open,
   FROM txid_current_snapshot() AS snapshot
 """
 
-# Only a table of rows of its own has xmin, in every part of it. A policy, or a virtual column, may
-# change what is seen without writing a row; to_jsonb, because older servers lack attgenerated.
+# Only a table of rows of its own has xmin, in every part of it. A policy, a virtual column, or a type
+# whose text stands elsewhere (an enum's renamed value) may change what is seen without writing a row;
+# to_jsonb, because older servers lack attgenerated.
 HAS_ROW_VERSIONS = """
 WITH RECURSIVE part (oid) AS (
     SELECT {app_table_text}::regclass::oid
@@ -278,25 +340,56 @@ SELECT (SELECT every(relkind IN ('r', 'p'))
                         WHERE attrelid = {app_table_text}::regclass
                           AND attname IN ({uuid_column_text}, {name_column_text})
                           AND to_jsonb(attribute) ->> 'attgenerated' = 'v')
+       AND NOT EXISTS (SELECT 1
+                         FROM pg_catalog.pg_attribute
+                         JOIN pg_catalog.pg_type ON pg_type.oid = atttypid
+                        WHERE attrelid = {app_table_text}::regclass
+                          AND attname IN ({uuid_column_text}, {name_column_text})
+                          AND typcategory <> 'S'
+                          AND 'uuid'::regtype NOT IN (pg_type.oid, typbasetype))
 """
 
 COUNT_DIMENSION = "SELECT count(*) FROM {dimension}"
 
+# Rejected rows that have not changed since are not read again by an incremental run.
+COUNT_STANDING_REJECTS = """
+SELECT coalesce(sum(rejected), 0)
+  FROM analytics.athlete_sync_run
+ WHERE target = %(target)s
+   AND result = 'ok'
+   AND run_id >= (SELECT max(run_id)
+                    FROM analytics.athlete_sync_run
+                   WHERE target = %(target)s
+                     AND result = 'ok'
+                     AND mode = 'full')
+"""
 
-def position_to_go_on_from(app: Database, warehouse: Database, options: argparse.Namespace,
-                           report: Report) -> Optional[int]:
-    """Note where this run leaves the app, and return where an incremental one takes up, if it can.
 
-    It never fails: a run that cannot be incremental is a full one, and says why.
-    """
-    position = app.try_row(READ_POSITION) if app.connection.server_version >= 90600 else None
-    if position and app.try_row(HAS_ROW_VERSIONS) == (True,):
-        report.app_position, _, report.app_source = position
+class Position(NamedTuple):
+    """Where a snapshot stands in the app: READ_POSITION's columns."""
+
+    oldest_open: int
+    next: int
+    written: Optional[str]
+    checkpointed: int
+    source: str
+
+
+def read_position(app: Database) -> Optional[Position]:
+    """None where the source does not tell its row versions."""
+    if app.connection.server_version < 90600:
+        return None
+    row = app.try_row(READ_POSITION, **wal_functions(app))
+    return Position(*row) if row and app.try_row(HAS_ROW_VERSIONS) == (True,) else None
+
+
+def start_of_incremental(position: Optional[Position], warehouse: Database, options: argparse.Namespace,
+                         report: Report) -> Optional[int]:
+    """Return where an incremental run takes up, as xmin has it. Where it can't be incremental: None, in full."""
     if not options.incremental:
         return None
     last = warehouse.try_row(READ_LAST_POSITION, target=target_of(warehouse.settings))
-    report.in_dimension = warehouse.fetch_row(COUNT_DIMENSION)[0]
-    obstacle = obstacle_to_incremental(position, last, report)
+    obstacle = obstacle_in_app(position, last) or obstacle_in_warehouse(warehouse, last, options)
     if obstacle:
         log.info("app: full, not incremental: %s", obstacle)
         return None
@@ -304,26 +397,43 @@ def position_to_go_on_from(app: Database, warehouse: Database, options: argparse
     return last[0] % 2 ** 32
 
 
-def obstacle_to_incremental(position: Optional[Tuple], last: Optional[Tuple],
-                            report: Report) -> Optional[str]:
-    if report.app_position is None:
+def wal_functions(app: Database) -> Dict[str, sql.Composable]:
+    """How far the app's write-ahead log is written, and how far it is safe on disk: the functions' names."""
+    names = ("pg_current_wal_insert_lsn", "pg_current_wal_flush_lsn")
+    if app.connection.server_version < 100000:
+        names = ("pg_current_xlog_insert_location", "pg_current_xlog_flush_location")
+    return {"wal_written": sql.SQL(names[0]), "wal_flushed": sql.SQL(names[1])}
+
+
+def obstacle_in_app(position: Optional[Position], last: Optional[Tuple]) -> Optional[str]:
+    """Say why the position of the last success does not hold in the app of today, if so."""
+    if position is None:
         return "the source does not tell its row versions (a view, a foreign table, row-level security, " \
-               "a privilege on columns alone, or PostgreSQL 9.5)"
+               "a privilege on columns alone, a column that is neither text nor uuid, or PostgreSQL 9.5)"
     if not last or last[0] is None or last[3] is None:
         return "no earlier success has left a position in the run history"
-    oldest_open, following, source = position
-    last_position, last_source, last_is_unique, last_in_dimension = last
-    if source != last_source:
+    last_position, last_source, last_is_unique, _ = last
+    if position.source != last_source:
         return "the app's server, its start, the table or the columns are not those of the last success"
-    if oldest_open < last_position:
+    if position.oldest_open < last_position:
         return "the app's transaction counter is behind the last success: it was restored"
-    if following - last_position >= 2 ** 31:
+    if position.next - last_position >= 2 ** 31:
         return "the last success is too many transactions ago"
-    if report.in_dimension < last_in_dimension:
-        return "the dimension holds fewer athletes than the last success left there"
     if not last_is_unique:
         return "nothing rules out that a changed row repeats an unchanged athlete: the uuid column needs a " \
                "unique index, and one spelling"
+    return None
+
+
+def obstacle_in_warehouse(warehouse: Database, last: Tuple, options: argparse.Namespace) -> Optional[str]:
+    if warehouse.fetch_row(COUNT_DIMENSION)[0] < last[3]:
+        return "the dimension holds fewer athletes than the last success left there"
+    rejected = warehouse.fetch_row(COUNT_STANDING_REJECTS, target=target_of(warehouse.settings))[0]
+    if rejected and options.strict:
+        return "rows were rejected since the last full run, and --strict must know whether they still are"
+    if rejected:
+        log.warning("app: %d rows rejected since the last full run; unless they change, only a full run "
+                    "reads them again", rejected)
     return None
 
 
@@ -335,7 +445,23 @@ def start_again_in_full(app: Database, warehouse: Database, report: Report) -> S
     warehouse.run(EMPTY_STAGING)
     report.mode = "full"
     report.rejects.clear()
+    report.reject_reasons.clear()
     return stream_athletes(app, warehouse, report, None)
+
+
+IS_FLUSHED = "SELECT pg_is_in_recovery() OR {wal_flushed}() >= %(written)s::pg_lsn"
+
+
+def verify_position(app: Database, position: Position, report: Report) -> None:
+    """Note a position in the app whose transaction numbers no crash can bring back.
+
+    A server that crashes, if only one of its backends does, goes on from what is on disk, and uses the
+    numbers anew that only the lost part of its log knew. Numbers before the last checkpoint are safe; all
+    that the snapshot saw are, once the log is flushed that far. A standby has only what is flushed.
+    """
+    report.app_position, report.app_source = position.oldest_open, position.source
+    if not app.fetch_row(IS_FLUSHED, written=position.written, **wal_functions(app))[0]:
+        report.app_position = min(position.oldest_open, position.checkpointed)
 
 
 LOAD_STAGING = "COPY pg_temp.tmp_athlete_dim (athlete_uuid, full_name) FROM STDIN"
@@ -375,11 +501,24 @@ def stream_athletes(app: Database, warehouse: Database, report: Report, since: O
     log.info("app: %d rows read, %d staged", report.source, rows)
     if not report.source and since is None:
         log.warning("app: %s is empty; nothing to do", app.settings["APP_TABLE"].spelling)
+    unprotected = app.fetch_row(LIST_FOREIGN_TABLES)[0]
+    if unprotected:
+        log.info("app: %s cannot be locked where its rows are: it must not be reloaded meanwhile", unprotected)
     report.app_is_unique = checked.spelled_once and app.fetch_row(SOURCE_IS_UNIQUE)[0]
     return Staged(rows, report.app_is_unique)
 
 
+# What was read is locked by us, however it was reached: by a view, or as a partition.
+LIST_FOREIGN_TABLES = """
+SELECT string_agg(relation::regclass::text, ', ')
+  FROM pg_catalog.pg_locks
+  JOIN pg_catalog.pg_class ON pg_class.oid = relation
+ WHERE pid = pg_backend_pid()
+   AND relkind = 'f'
+"""
+
 # A unique index on the uuid column alone, and on all of the table: a parent's does not cover its children.
+# INCLUDE columns are no part of the key; to_jsonb, because before PostgreSQL 11 there are none.
 SOURCE_IS_UNIQUE = """
 SELECT EXISTS (
            SELECT 1
@@ -389,7 +528,7 @@ SELECT EXISTS (
                                                 AND key.attnum = index.indkey[0]
             WHERE index.indrelid = {app_table_text}::regclass
               AND key.attname = {uuid_column_text}
-              AND index.indnatts = 1
+              AND coalesce(to_jsonb(index) ->> 'indnkeyatts', index.indnatts::text) = '1'
               AND index.indisunique AND index.indisvalid AND index.indimmediate
               AND index.indpred IS NULL
               AND (source.relkind = 'p' OR NOT source.relhassubclass)
@@ -481,11 +620,13 @@ class CheckedRows:
             return lines
         bad = rows[~rows["is_good"]]
         self.rejected += len(bad)
+        self.report.reject_reasons.update(bad["reason"])
         for row in bad[:self.report.room_for_rejects()].itertuples():
-            self.report.reject(uuid_as_found(lines[row.start:row.end]), row.reason)
+            self.report.reject(as_found(uuid_of(lines, row)), row.reason)
         self.unreadable += len(rows) - int(rows["is_uuid"].sum())
-        # A row without a name is staged all the same: its athlete is not missing.
-        return b"".join(lines[row.start:row.end + 1] for row in rows[rows["is_uuid"]].itertuples())
+        # An athlete without a usable name is staged without one, because it is not missing.
+        return b"".join(lines[row.start:row.end + 1] if row.is_good else uuid_of(lines, row) + b"\t\\N\n"
+                        for row in rows[rows["is_uuid"]].itertuples())
 
     def check_completeness(self) -> None:
         """Raise what ended the extraction early; a closed pipe alone looks like a normal end."""
@@ -530,6 +671,8 @@ def check_rows(lines: bytes, any_bytes: bool) -> pd.DataFrame:
             for before, character in ((3, "\t"), (2, "\\"), (1, "N"))]
     rows["is_good"] = rows["is_uuid"] & ~np.logical_and.reduce(tail)
     rows["reason"] = np.where(rows["is_uuid"], "name is NULL", "uuid is not a uuid")
+    no_uuid = [lines.startswith(b"\\N\t", begin) for begin in odd["start"]]
+    rows.loc[odd.index[no_uuid], "reason"] = "uuid is NULL"
     if any_bytes and not is_utf8(lines):
         reject_broken_text(rows, lines)
     return rows
@@ -539,7 +682,7 @@ def reject_broken_text(rows: pd.DataFrame, lines: bytes) -> None:
     """A database in SQL_ASCII may hold any bytes; one bad name must not stop all the others."""
     for row in rows.itertuples():
         if not is_utf8(lines[row.start:row.end]):
-            rows.at[row.Index, "is_uuid"] = rows.at[row.Index, "is_good"] = False
+            rows.at[row.Index, "is_good"] = False
             rows.at[row.Index, "reason"] = "not valid UTF-8"
 
 
@@ -554,9 +697,12 @@ def is_utf8(text: bytes) -> bool:
 COPY_ESCAPES = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v"}
 
 
-def uuid_as_found(line: bytes) -> Optional[str]:
+def uuid_of(lines: bytes, row: Any) -> bytes:
+    return lines[row.start:lines.index(b"\t", row.start)]
+
+
+def as_found(uuid: bytes) -> Optional[str]:
     """Undo COPY's escapes, so that the row can be found again; at most 100 characters."""
-    uuid = line.split(b"\t")[0]
     if uuid == b"\\N":
         return None
     plain = re.sub(rb"\\(.)", lambda escape: COPY_ESCAPES.get(escape.group(1), escape.group(1)), uuid)
@@ -606,6 +752,9 @@ DELETE FROM pg_temp.tmp_athlete_dim
 COUNT_NAMED = "SELECT count(full_name) FROM pg_temp.tmp_athlete_dim"
 
 
+NAMES_DIFFER = "names differ for one uuid"
+
+
 class Athletes(NamedTuple):
     """Athletes in staging: all that were seen, and those of them whose name can be used."""
 
@@ -623,8 +772,9 @@ def settle_duplicates(warehouse: Database, staged: Staged, report: Report) -> At
     if seen == staged.rows:
         return Athletes(staged.rows, named_rows)
     for (uuid,) in warehouse.run(LIST_CONFLICTS, limit=report.room_for_rejects()):
-        report.reject(uuid, "names differ for one uuid")
+        report.reject(uuid, NAMES_DIFFER)
     conflicting_rows = warehouse.run(REJECT_CONFLICTS).rowcount
+    report.reject_reasons[NAMES_DIFFER] += conflicting_rows
     warehouse.run(DROP_REPEATS)
     named = warehouse.fetch_row(COUNT_NAMED)[0]
     report.rejected += conflicting_rows
@@ -633,12 +783,17 @@ def settle_duplicates(warehouse: Database, staged: Staged, report: Report) -> At
 
 
 def refuse_rejects(report: Report, options: argparse.Namespace) -> None:
-    """Warn of rejected rows; with --strict raise SyncError (data)."""
+    """Warn of rejected rows; with --strict, or if every row was rejected, raise SyncError (data)."""
     if not report.rejected:
         return
-    log.warning("app: %d rows rejected, such as uuid %s: %s; --json lists up to %d", report.rejected,
-                ascii(report.rejects[0]["uuid"]), report.rejects[0]["reason"], report.MOST_REJECTS)
-    if options.strict:
+    reasons = ", ".join("%d %s" % (count, reason) for reason, count in report.reject_reasons.most_common())
+    log.warning("app: %d rows rejected: %s; --dry-run --json lists up to %d of them", report.rejected, reasons,
+                report.MOST_REJECTS)
+    if report.rejected == report.source and report.mode == "full":
+        refuse(SyncError(
+            SQL_OR_DATA, "app", "every row was rejected: %s; that looks like a wrong column" % reasons,
+            "check APP_UUID_COLUMN and APP_NAME_COLUMN; --dry-run --json lists what was found"), options)
+    elif options.strict:
         refuse(SyncError(
             SQL_OR_DATA, "app", "%d rows rejected, and --strict allows none" % report.rejected,
             "--dry-run --json lists them; mend them in the app, or leave --strict out"), options)
@@ -650,18 +805,22 @@ SELECT staged.athlete_uuid,
        staged.full_name,
        known.athlete_uuid IS NULL AS is_new,
        known.full_name COLLATE "C" IS DISTINCT FROM staged.full_name COLLATE "C" AS is_renamed,
-       known.source_synced_at < now() - %(stamp_older_than)s::interval AS is_due
+       coalesce(known.source_synced_at, '-infinity') < now() - %(stamp_older_than)s::interval AS is_due
   FROM pg_temp.tmp_athlete_dim AS staged
   LEFT JOIN {dimension} AS known ON known.athlete_uuid = staged.athlete_uuid
 """
 
 # What differs is kept, and only that is written, because an INSERT that meets an unchanged row locks
-# and logs it even where its own WHERE then leaves it alone (1,000,000 athletes: 3.0 s, not 0.7 s).
+# and logs it even where its own WHERE then leaves it alone (1,000,000 athletes: 3.0 s, not 0.7 s). The last
+# row, without a uuid, is the dimension's count of the same moment: others may write there too.
 KEEP_CHANGES = """
 CREATE TEMP TABLE tmp_athlete_change ON COMMIT DROP AS
-SELECT *
+SELECT compared.*, NULL::bigint AS in_dimension
   FROM (""" + COMPARED + """) AS compared
  WHERE is_new OR (full_name IS NOT NULL AND (is_renamed OR is_due))
+ UNION ALL
+SELECT NULL, NULL, NULL, NULL, NULL, count(*)
+  FROM {dimension}
  ORDER BY athlete_uuid
 """
 
@@ -670,13 +829,13 @@ SELECT count(*) FILTER (WHERE is_new)                                 AS unknown
        count(*) FILTER (WHERE is_new AND full_name IS NOT NULL)       AS inserted,
        count(*) FILTER (WHERE NOT is_new AND full_name IS NOT NULL
                               AND is_renamed)                         AS renamed,
-       count(full_name)                                               AS to_write
-  FROM """
+       count(full_name)                                               AS to_write,
+       """
 
-COUNT_CHANGES = COUNTS + "pg_temp.tmp_athlete_change"
+COUNT_CHANGES = COUNTS + "max(in_dimension) FROM pg_temp.tmp_athlete_change"
 
 # Where all athletes are written anyway, the changes need not be kept, only counted.
-COUNT_COMPARED = COUNTS + "(" + COMPARED + ") AS compared"
+COUNT_COMPARED = COUNTS + "(SELECT count(*) FROM {dimension}) FROM (" + COMPARED + ") AS compared"
 
 # The join in batches that fit a core's cache (1,000,000: 0.49 s, not 0.58 s with 4 MB).
 SMALL_HASH_TABLE = "SET LOCAL work_mem = '1MB'"
@@ -699,17 +858,15 @@ def compare_with_dimension(warehouse: Database, athletes: Athletes, report: Repo
         warehouse.run(SMALL_HASH_TABLE)
         counts = warehouse.fetch_row(COUNT_COMPARED, stamp_older_than=None)
         warehouse.run(USUAL_HASH_TABLE)
-        if counts[-1] != athletes.named:
-            raise proof_failed("staging holds %d of %d athletes" % (counts[-1], athletes.named))
+        if counts[3] != athletes.named:
+            raise proof_failed("staging holds %d of %d athletes" % (counts[3], athletes.named))
     else:
         warehouse.run(KEEP_CHANGES, stamp_older_than=None if refresh == "never" else refresh)
         counts = warehouse.fetch_row(COUNT_CHANGES)
         refuse_repeated_changes(warehouse)
-    unknown, inserted, renamed, to_write = counts
+    unknown, inserted, renamed, to_write, report.in_dimension = counts
     report.inserted, report.updated = inserted, renamed
     report.unchanged = athletes.named - inserted - renamed
-    if report.in_dimension is None:
-        report.in_dimension = warehouse.fetch_row(COUNT_DIMENSION)[0]
     if report.mode == "full":
         report.missing = report.in_dimension - (athletes.seen - unknown)
     log.info("warehouse: %d new, %d renamed, %d unchanged, %s missing from the app", inserted, renamed,
@@ -718,7 +875,7 @@ def compare_with_dimension(warehouse: Database, athletes: Athletes, report: Repo
 
 
 COUNT_REPEATED_CHANGES = """
-SELECT count(*) - (SELECT count(*) FROM pg_temp.tmp_athlete_change)
+SELECT count(*) - (SELECT count(athlete_uuid) FROM pg_temp.tmp_athlete_change)
   FROM pg_temp.tmp_athlete_dim
  WHERE athlete_uuid IN (SELECT athlete_uuid FROM pg_temp.tmp_athlete_change)
 """
@@ -807,6 +964,9 @@ SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_trigger JOIN part ON tgrelid = part.o
                   AND (atttypid NOT IN ('text'::regtype, 'varchar'::regtype) OR atttypmod <> -1))
 """
 
+# Deferred constraint triggers would else run at COMMIT, when all has been verified.
+RUN_DEFERRED_TRIGGERS = "SET CONSTRAINTS ALL IMMEDIATE"
+
 COUNT_DISAGREEMENTS = """
 SELECT count(*)
   FROM pg_temp.tmp_athlete_dim AS staged
@@ -822,6 +982,7 @@ def prove_agreement(warehouse: Database) -> None:
     Elsewhere the number of rows written is the proof, together with the comparison, which found
     the others to agree.
     """
+    warehouse.run(RUN_DEFERRED_TRIGGERS)
     if warehouse.fetch_row(WHAT_COULD_INTERFERE)[0]:
         disagreeing = warehouse.fetch_row(COUNT_DISAGREEMENTS)[0]
         if disagreeing:
@@ -858,6 +1019,7 @@ class Report:
     rejected: Optional[int] = None
     repeated: Optional[int] = None
     rejects: List[Dict[str, Optional[str]]] = field(default_factory=list)
+    reject_reasons: Counter = field(default_factory=Counter)
     message: Optional[str] = None
     answer: Optional[str] = None  # what --check and --status say instead of the result line
     ping_url: Optional[str] = None
@@ -950,8 +1112,15 @@ def history_row(settings: Settings, report: Report) -> Dict[str, Any]:
         dimension_rows = report.in_dimension + report.inserted
     return dict(vars(report), target=target_of(settings), seconds=report.seconds(),
                 dimension_rows=dimension_rows,
-                rejects=json.dumps(report.rejects), host=platform.node(), version=VERSION,
+                rejects=json.dumps([shown(reject) for reject in report.rejects]), host=platform.node(), version=VERSION,
                 max_age=settings["SYNC_MAX_AGE"])
+
+
+def shown(reject: Dict[str, Optional[str]]) -> Dict[str, Optional[str]]:
+    """What may be kept of a reject: where columns were swapped, a name stands in place of the uuid."""
+    uuid = reject["uuid"]
+    looks_like_one = uuid is None or re.match(r"(?=.*[0-9])[0-9A-Fa-f{}-]+$", uuid)
+    return reject if looks_like_one else dict(reject, uuid="(not shown)")
 
 
 def target_of(settings: Settings) -> str:
@@ -1379,14 +1548,17 @@ READ_HEALTH = """
 WITH run AS (
     SELECT * FROM analytics.athlete_sync_run WHERE target = %(target)s
 ), success AS (
-    SELECT max(finished_at) AS finished_at FROM run WHERE result = 'ok'
+    SELECT max(finished_at) AS finished_at,
+           max(finished_at) FILTER (WHERE mode = 'full') AS full_finished_at
+      FROM run
+     WHERE result = 'ok'
 ), last AS (
     SELECT result FROM run WHERE result <> 'skipped' ORDER BY run_id DESC LIMIT 1
 )
 SELECT CASE WHEN last.result IS NULL                                         THEN 'never ran'
             WHEN last.result <> 'ok'                                         THEN 'failing'
-            WHEN success.finished_at < now() - %(max_age)s::interval         THEN 'stale'
-            ELSE 'healthy' END                                               AS verdict,
+            WHEN success.full_finished_at >= now() - %(max_age)s::interval   THEN 'healthy'
+            ELSE 'stale' END                                                 AS verdict,
        to_char(success.finished_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS last_success,
        extract(epoch FROM now() - success.finished_at)::bigint               AS age_seconds
   FROM success
@@ -1723,24 +1895,34 @@ def forget_libpq_variables() -> None:
 # ---------------------------------------------------------------------------------------------
 
 # As pg_dump does, we outlive the time-outs a DBA set for people; our own deadline takes their place,
-# and holds on the server even if this process is gone. client_connection_check_interval lets a server
-# at work notice that; only Linux is sure to accept it. What a server does not know is left out.
-SET_TIMEOUTS = """
+# and holds on the server even if this process is gone. Each with the first version that knows it. SET,
+# not set_config: a SELECT would take the snapshot that must come after the source's lock.
+SET_TIMEOUTS = [
+    (90500, "SET LOCAL lock_timeout = 0"),
+    (90500, "SET LOCAL statement_timeout = {milliseconds}"),
+    (90600, "SET LOCAL idle_in_transaction_session_timeout = {milliseconds}"),
+    (170000, "SET LOCAL transaction_timeout = {milliseconds}"),
+]
+
+# So that the server notices when we are gone: at work, where only Linux is sure to accept the check, and
+# while it waits for COPY's data, where no time-out of its own reaches it. Milliseconds; seconds for keepalives.
+WATCH_THE_CLIENT = """
 SELECT pg_backend_pid(),
        set_config(known.name, wanted.value, true)
   FROM pg_catalog.pg_settings AS known
-  JOIN (VALUES ('statement_timeout', %(milliseconds)s),
-               ('idle_in_transaction_session_timeout', %(milliseconds)s),
-               ('transaction_timeout', %(milliseconds)s),
-               ('lock_timeout', '0'),
-               ('client_connection_check_interval', '5000')) AS wanted (name, value)
+  JOIN (VALUES ('client_connection_check_interval', '5000'),
+               ('tcp_keepalives_idle', '30'),
+               ('tcp_keepalives_interval', '10'),
+               ('tcp_keepalives_count', '3'),
+               ('tcp_user_timeout', '60000')) AS wanted (name, value)
     ON known.name = wanted.name
- WHERE known.name <> 'client_connection_check_interval' OR version() LIKE '%%linux%%'
+ WHERE known.name <> 'client_connection_check_interval' OR version() LIKE '%linux%'
 """
 
 
 @contextmanager
-def connect(endpoint: Endpoint, settings: Settings, watchdog: Watchdog) -> Iterator[Database]:
+def connect(endpoint: Endpoint, settings: Settings, watchdog: Watchdog,
+            before_snapshot: Callable[[Database], None] = lambda _: None) -> Iterator[Database]:
     """Open a side's connection and its one transaction; always close it.
 
     Raises SyncError (connection).
@@ -1749,12 +1931,10 @@ def connect(endpoint: Endpoint, settings: Settings, watchdog: Watchdog) -> Itera
     database = Database(endpoint, connection, settings, watchdog)
     watchdog.databases.append(database)
     try:
-        if endpoint.side == "app":
-            connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
-        # Two seconds more than our own deadline, which has the better words.
-        milliseconds = min(int(watchdog.seconds_left() + 2) * 1000, 2 ** 31 - 1)
-        database.backend = database.fetch_row(SET_TIMEOUTS, milliseconds=str(milliseconds))[0]
+        database.begin("REPEATABLE READ")
         log.info("%s: connected to %s", endpoint.side, endpoint.describe())
+        before_snapshot(database)
+        database.backend = database.fetch_row(WATCH_THE_CLIENT)[0]
         yield database
     finally:
         connection.close()
@@ -1792,7 +1972,18 @@ class Database:
     def __init__(self, endpoint: Endpoint, connection: Any, settings: Settings, watchdog: Watchdog):
         self.endpoint, self.connection = endpoint, connection
         self.settings, self.watchdog = settings, watchdog
-        self.backend: Optional[int] = None  # asked of the server: a pooler's own number would not do
+        # To be asked of the server: a pooler, if there is one, hands out numbers of its own.
+        self.backend: int = connection.info.backend_pid
+
+    def begin(self, isolation_of_app: str) -> None:
+        """Begin the transaction anew, and let the server end it shortly after our own deadline."""
+        self.connection.rollback()
+        if self.endpoint.side == "app":
+            self.connection.set_session(isolation_level=isolation_of_app, readonly=True)
+        # Two seconds more than our own deadline, which has the better words.
+        milliseconds = sql.Literal(min(int(self.watchdog.seconds_left() + 2) * 1000, 2 ** 31 - 1))
+        self.run("; ".join(statement for version, statement in SET_TIMEOUTS
+                           if version <= self.connection.server_version), milliseconds=milliseconds)
 
     def run(self, statement: str, **values: Any) -> Any:
         """Run one of the SQL constants. Values that are SQL fill {placeholders}, others %(parameters)s."""
@@ -2098,19 +2289,40 @@ def explain_error(error: psycopg2.Error, database: Database) -> SyncError:
     state = error.pgcode
     if state:
         explanation = EXPLANATIONS.get(state) or EXPLANATIONS.get(state[:2]) or REFUSED_STATEMENT
-        words = "%s [%s]" % (server_words(error), state)
+        words = "%s [%s]" % (server_words(error, database.settings), state)
     else:  # it did not come from the server
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         explanation, words = LOST, "%s; %s" % (first_line, database.watchdog.outcome)
     return problem_of(explanation, words, database.endpoint, database.settings)
 
 
-def server_words(error: psycopg2.Error) -> str:
-    """Return the server's message, unless it may quote a row: bad data (class 22), or a trigger's RAISE."""
-    may_quote = error.pgcode[:2] == "22" and error.pgcode not in EXPLANATIONS
-    if may_quote or error.diag.source_function == "exec_stmt_raise":
-        return "(withheld, for it may quote a name; it is in the server's log)"
-    return error.diag.message_primary
+# What cannot quote a row: connections, privileges, constraints' names, limits, time-outs, and the like.
+CLASSES_WITHOUT_DATA = ("08", "0A", "21", "23", "25", "28", "3D", "40", "53", "54", "55", "57", "58")
+CODES_WITHOUT_DATA = ("22021", "22P05", "42501", "42809", "42P10", "XX001", "XX002")
+
+# The server's own account of where it was; anything else is a function, a trigger or another server.
+OWN_CONTEXT = re.compile(r"COPY tmp_athlete_dim, line|while (locking|updating|inserting|checking|rechecking)")
+
+
+def server_words(error: psycopg2.Error, settings: Settings) -> str:
+    """Return the server's message, unless it may quote a row.
+
+    It may where it comes from a function, a trigger or another server, which its context then names; and
+    where it is not about the run's own statement, which a position or the table's name shows.
+    """
+    message, context = error.diag.message_primary, error.diag.context or ""
+    is_ours = (error.diag.statement_position or error.pgcode.startswith(CLASSES_WITHOUT_DATA)
+               or error.pgcode in CODES_WITHOUT_DATA or names_a_table(message, settings))
+    if is_ours and all(OWN_CONTEXT.match(line) for line in context.splitlines()):
+        return message
+    return "(withheld, for it may quote a name; it is in the server's log)"
+
+
+def names_a_table(message: str, settings: Settings) -> bool:
+    """Whether it is a table or schema of the settings that is said not to be there."""
+    tables = [settings[name].identifier.strings for name in ("APP_TABLE", "WH_TABLE")]
+    quoted_names = re.findall('"([^"]+)"', message)
+    return quoted_names in [[name] for table in tables for name in (".".join(table), *table)]
 
 
 def problem_of(explanation: Explanation, words: str, endpoint: Endpoint, settings: Settings) -> SyncError:

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from conftest import ANN, arguments, finish, run_in_process
+from conftest import ANN, DAN, arguments, finish, run_in_process
 from lab.servers import READER_PASSWORD, WRITER_PASSWORD, free_port
 
 HOLD_THE_LOCK = "SELECT pg_advisory_xact_lock(1096043596, 'analytics.athlete_dim'::regclass::oid::integer)"
@@ -220,13 +220,14 @@ def test_the_last_ten_runs_newest_first(world):
 
 
 def test_what_was_rejected_last_time_with_reasons(world):
-    world.app_has((ANN, None), ("x", "Bob Bowman"), (None, "Cat Cooper"))
+    world.app_has((ANN, None), ("4711", "Bob Bowman"), ("Bob", "4712"), (None, "Cat Cooper"), (DAN, "Dan Dyer"))
     world.sync()
     for _ in range(2):  # a run that was skipped afterwards has rejected nothing, and hides nothing
         run = look(world)
         shown = run.out[run.out.index("rejected in the last run:"):].splitlines()[1:]
         assert sorted(line.strip() for line in shown) == sorted([
-            "'%s': name is NULL" % ANN, "'x': uuid is not a uuid", "None: uuid is not a uuid"]), run
+            "'%s': name is NULL" % ANN, "'4711': uuid is not a uuid", "'(not shown)': uuid is not a uuid",
+            "None: uuid is NULL"]), run
         with world.warehouse.holding(HOLD_THE_LOCK):
             assert world.sync().result["result"] == "skipped"
     world.app.sql('DELETE FROM public."User"')
@@ -242,7 +243,7 @@ def test_json_has_all_of_it(world):
     assert answer.items() >= dict(verdict="healthy", exit_code=0, running=None).items()
     assert row.items() >= dict(
         mode="full", result="ok", exit_code=0, source=2, inserted=1, updated=0, unchanged=0, missing=0,
-        rejected=1, repeated=0, rejects=[{"uuid": "x", "reason": "uuid is not a uuid"}], message=None).items()
+        rejected=1, repeated=0, rejects=[{"uuid": "(not shown)", "reason": "uuid is not a uuid"}], message=None).items()
 
 
 def test_status_in_a_file_on_a_windows_code_page(world):
