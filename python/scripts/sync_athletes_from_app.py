@@ -176,13 +176,11 @@ def carry_athletes(warehouse: Database, settings: Settings, options: argparse.Na
     refuse_inheritance(warehouse)
     warehouse.run(CREATE_STAGING)
     with connect(settings.app, settings, watchdog, before_snapshot=lock_source) as app:
-        position = read_position(app)
+        position = read_position(app, report)
         since = start_of_incremental(position, warehouse, options, report)
         staged = stream_athletes(app, warehouse, report, since)
         if since is not None and not staged.source_is_unique:
             staged = start_again_in_full(app, warehouse, report)
-        if position:
-            verify_position(app, position, report)
     athletes = settle_duplicates(warehouse, staged, report)
     refuse_rejects(report, options)
     rows_to_write = compare_with_dimension(warehouse, athletes, report)
@@ -294,9 +292,10 @@ SELECT app_position, app_source, app_is_unique, dimension_rows
 """
 
 # The oldest transaction that our snapshot saw still open: whatever a later one sees that ours did not
-# was written by that transaction or a younger one. The source says for which rows that holds. After a
-# restore or a failover the server may use numbers again, so its start is part of it; tables and
-# columns go by number, because a swap of names writes no row. PostgreSQL 9.6 and later.
+# was written by that transaction or a younger one. The source says for which rows that holds. A restore, a
+# failover or a crash may take back what our snapshot saw, and give its numbers out again. A crash of one
+# backend leaves the server's start as it was, but every crash resets its statistics. Tables and columns go
+# by number, because a swap of names writes no row. PostgreSQL 9.6 and later.
 READ_POSITION = """
 WITH RECURSIVE part (oid) AS (
     SELECT {app_table_text}::regclass::oid
@@ -305,14 +304,12 @@ WITH RECURSIVE part (oid) AS (
 )
 SELECT txid_snapshot_xmin(snapshot) AS oldest_open,
        txid_snapshot_xmax(snapshot) AS next,
-       CASE WHEN NOT pg_is_in_recovery() THEN {wal_written}()::text END AS written,
-       (SELECT split_part(next_xid, ':', 1)::bigint * 4294967296 + split_part(next_xid, ':', 2)::bigint
-          FROM pg_catalog.pg_control_checkpoint()) AS checkpointed,
        concat_ws(' ',
            'system', (SELECT system_identifier FROM pg_catalog.pg_control_system()),
            'timeline', greatest((SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()),
                                 (SELECT min_recovery_end_timeline FROM pg_catalog.pg_control_recovery())),
            'started', extract(epoch FROM pg_postmaster_start_time()),
+           'crashed', (SELECT extract(epoch FROM stats_reset) FROM pg_catalog.pg_stat_bgwriter),
            'database', (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()),
            'tables', (SELECT md5(string_agg(oid::text, ' ' ORDER BY oid)) FROM part),
            'columns', (SELECT string_agg(attnum::text, ' ' ORDER BY attname = {uuid_column_text})
@@ -370,17 +367,17 @@ class Position(NamedTuple):
 
     oldest_open: int
     next: int
-    written: Optional[str]
-    checkpointed: int
     source: str
 
 
-def read_position(app: Database) -> Optional[Position]:
-    """None where the source does not tell its row versions."""
-    if app.connection.server_version < 90600:
+def read_position(app: Database, report: Report) -> Optional[Position]:
+    """Note where this run leaves the app. None where the source does not tell its row versions."""
+    row = app.try_row(READ_POSITION) if app.connection.server_version >= 90600 else None
+    if not row or app.try_row(HAS_ROW_VERSIONS) != (True,):
         return None
-    row = app.try_row(READ_POSITION, **wal_functions(app))
-    return Position(*row) if row and app.try_row(HAS_ROW_VERSIONS) == (True,) else None
+    position = Position(*row)
+    report.app_position, report.app_source = position.oldest_open, position.source
+    return position
 
 
 def start_of_incremental(position: Optional[Position], warehouse: Database, options: argparse.Namespace,
@@ -397,14 +394,6 @@ def start_of_incremental(position: Optional[Position], warehouse: Database, opti
     return last[0] % 2 ** 32
 
 
-def wal_functions(app: Database) -> Dict[str, sql.Composable]:
-    """How far the app's write-ahead log is written, and how far it is safe on disk: the functions' names."""
-    names = ("pg_current_wal_insert_lsn", "pg_current_wal_flush_lsn")
-    if app.connection.server_version < 100000:
-        names = ("pg_current_xlog_insert_location", "pg_current_xlog_flush_location")
-    return {"wal_written": sql.SQL(names[0]), "wal_flushed": sql.SQL(names[1])}
-
-
 def obstacle_in_app(position: Optional[Position], last: Optional[Tuple]) -> Optional[str]:
     """Say why the position of the last success does not hold in the app of today, if so."""
     if position is None:
@@ -414,7 +403,8 @@ def obstacle_in_app(position: Optional[Position], last: Optional[Tuple]) -> Opti
         return "no earlier success has left a position in the run history"
     last_position, last_source, last_is_unique, _ = last
     if position.source != last_source:
-        return "the app's server, its start, the table or the columns are not those of the last success"
+        return "the app's server, its start, its last crash, the table or the columns are not those of the " \
+               "last success"
     if position.oldest_open < last_position:
         return "the app's transaction counter is behind the last success: it was restored"
     if position.next - last_position >= 2 ** 31:
@@ -447,21 +437,6 @@ def start_again_in_full(app: Database, warehouse: Database, report: Report) -> S
     report.rejects.clear()
     report.reject_reasons.clear()
     return stream_athletes(app, warehouse, report, None)
-
-
-IS_FLUSHED = "SELECT pg_is_in_recovery() OR {wal_flushed}() >= %(written)s::pg_lsn"
-
-
-def verify_position(app: Database, position: Position, report: Report) -> None:
-    """Note a position in the app whose transaction numbers no crash can bring back.
-
-    A server that crashes, if only one of its backends does, goes on from what is on disk, and uses the
-    numbers anew that only the lost part of its log knew. Numbers before the last checkpoint are safe; all
-    that the snapshot saw are, once the log is flushed that far. A standby has only what is flushed.
-    """
-    report.app_position, report.app_source = position.oldest_open, position.source
-    if not app.fetch_row(IS_FLUSHED, written=position.written, **wal_functions(app))[0]:
-        report.app_position = min(position.oldest_open, position.checkpointed)
 
 
 LOAD_STAGING = "COPY pg_temp.tmp_athlete_dim (athlete_uuid, full_name) FROM STDIN"

@@ -46,8 +46,7 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def lab():
-    # Without fsync a commit that waits for the log costs nothing, and --incremental counts on it.
-    options = {"fsync": "off", "full_page_writes": "off", "autovacuum": "off", "wal_writer_delay": "1ms"}
+    options = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off"}
     with servers.two_servers(**options) as two_servers:
         two_servers.set_up()
         two_servers.warehouse.psql("-qc", "CREATE TABLE public.bystander AS SELECT 1 AS one")

@@ -6,7 +6,8 @@
 
 After each run the dimension is compared with the app's own table, and a full --dry-run must find
 nothing to insert or update. Several writers keep their transactions open over several runs and commit
-late; now and then the app is read from a standby, switched to a promoted one, or restored from a dump.
+late, some without waiting for the disk; now and then one of the app's backends crashes, or the app is read
+from a standby, switched to a promoted one, or restored from a dump.
 Exits with 1 if there was a difference.
 """
 
@@ -36,8 +37,9 @@ from standby import standby_of
 
 OPTIONS = {"fsync": "off", "full_page_writes": "off", "autovacuum": "off", "max_prepared_transactions": "20"}
 ATHLETES, MOST_WRITERS, MOST_PREPARED = 200, 6, 5
-SECONDS_TO_CATCH_UP = 60
+SECONDS_TO_CATCH_UP = SECONDS_TO_COME_BACK = 60
 ROUNDS_OF_A_CYCLE, STANDBY_FROM, STANDBY_STOPS, PROMOTED, RESTORED = 120, 20, 50, 60, 100
+CRASHES = (5, 10, 15, 55, 70, 80, 90, 110)
 
 
 def load_script() -> Any:
@@ -74,6 +76,8 @@ class Writer:
         self.run("BEGIN")
         if chance.random() < 0.5:
             self.run("SELECT txid_current()")  # an old number, though it writes later
+        if chance.random() < 0.3:
+            self.run("SET LOCAL synchronous_commit = off")  # a crash may lose it
 
     def run(self, statement: str, *values: Any) -> List[Any]:
         return sql(self.connection, statement, *values)
@@ -360,6 +364,7 @@ class Rounds:
     def hold_event(self, place: int) -> None:
         events = {STANDBY_FROM: self.read_from_standby, STANDBY_STOPS: self.stop_standby,
                   PROMOTED: self.promote_standby, RESTORED: self.restore_from_dump}
+        events.update(dict.fromkeys(CRASHES, self.kill_a_backend))
         if place in events:
             events[place]()
             self.done.append(events[place].__name__)
@@ -404,6 +409,25 @@ class Rounds:
         server = self.lab.app
         dump_and_restore(server)
         self.switch_to(server)
+
+    def kill_a_backend(self) -> None:
+        """The server starts anew what is left of it: what was not flushed is lost, numbers and rows."""
+        victim = connect(self.lab.app)
+        os.kill(sql(victim, "SELECT pg_backend_pid()")[0][0], signal.SIGKILL)
+        for connection in [victim, self.app] + [writer.connection for writer in self.writers]:
+            connection.close()
+        until = time.monotonic() + SECONDS_TO_COME_BACK
+        while not self.is_back():
+            assert time.monotonic() < until, "the server did not come back"
+            time.sleep(0.02)
+        self.writers = []
+
+    def is_back(self) -> bool:
+        try:
+            self.app = connect(self.lab.app)
+        except psycopg2.OperationalError:
+            return False
+        return True
 
     def switch_to(self, server: servers.Server) -> None:
         """Transactions that were open are over; those that were prepared here are to be ended."""

@@ -9,7 +9,7 @@ import uuid
 
 import pytest
 
-from conftest import ANN
+from conftest import ANN, BOB
 from lab.servers import PROJECT
 
 NAMES_FROM_HELL = [
@@ -184,6 +184,15 @@ def test_an_app_in_any_bytes_loses_only_what_is_not_utf8(world, app_in):
     assert world.dimension()[good[0]] == good[1]
     assert [reject["reason"] for reject in run.result["rejects"]] == ["not valid UTF-8"] * 2
     assert bad[0] in [reject["uuid"] for reject in run.result["rejects"]]
+
+
+def test_a_known_athlete_whose_name_is_not_utf8_is_rejected_and_not_missing(world, app_in):
+    database = app_in(
+        "SQL_ASCII", "INSERT INTO public.\"User\" VALUES ('%s', E'Jos\\xe9')" % ANN,
+        "INSERT INTO public.\"User\" VALUES ('%s', 'Bob Bowman')" % BOB)
+    world.warehouse_has((ANN, "Jos\u00e9"), (BOB, "Bob Bowman"))
+    assert world.sync(APP_DB=database).counts() == "2: 1 unchanged, 1 rejected"
+    assert world.dimension() == {ANN: "Jos\u00e9", BOB: "Bob Bowman"}
 
 
 def test_a_refusal_in_any_bytes_is_understood(world, app_in):

@@ -9,7 +9,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import ANN, BOB, CAT, DAN, RUN_MAY_TAKE, Side, World, empty_world
+from conftest import ANN, BOB, CAT, DAN, RUN_MAY_TAKE, Side, World, empty_world, finish
 from lab.servers import PROJECT, READER_PASSWORD, WRITER_PASSWORD, free_port, leave_root
 from standby import standby_of
 from tls import Authority, server_with_tls
@@ -19,10 +19,11 @@ ROUTES = {"PgBouncer before both sides": "through_pooler", "standby as the app":
 
 
 class Route:
-    """A world, the settings that lead through the route, and what to wait for before a run."""
+    """A world, the settings that lead through the route, what to wait for before a run, and who is read."""
 
-    def __init__(self, world, settings=None, catch_up=lambda: None):
+    def __init__(self, world, settings=None, catch_up=lambda: None, reader=None):
         self.world, self.settings, self.catch_up = world, settings or {}, catch_up
+        self.reader = reader or world.app
 
     def sync(self, *flags, **settings):
         self.catch_up()
@@ -116,7 +117,7 @@ def from_standby(world, standby):
 
     assert standby.value("SELECT pg_is_in_recovery()")
     with world.app.changed("SET synchronous_commit = on", "RESET synchronous_commit"):  # so that it is sent
-        yield Route(world, {"APP_PORT": str(standby.server.port)}, catch_up)
+        yield Route(world, {"APP_PORT": str(standby.server.port)}, catch_up, standby)
 
 
 # A partitioned dimension
@@ -210,11 +211,25 @@ def test_a_dry_run_changes_nothing(route):
     assert route.world.rows() == before and route.world.history() == []
 
 
+def test_a_reload_in_the_app_is_seen_whole(route):
+    app = route.world.app
+    route.world.app_has((ANN, "Ann Anders"), (BOB, "Bob Borg"))
+    with app.holding('TRUNCATE public."User"',
+                     "INSERT INTO public.\"User\" (uuid, name) VALUES ('%s', 'Cat Cole')" % CAT) as holder:
+        wait_until(lambda: route.reader.sql(
+            "SELECT 1 FROM pg_locks WHERE relation = 'public.\"User\"'::regclass AND mode LIKE 'AccessEx%'"))
+        process = route.world.start("--json", **route.settings)
+        route.reader.wait_until_a_run_waits_for_a_lock()
+        holder.connection.commit()
+        run = finish(process)
+    assert (run.code, run.counts()) == (0, "1: 1 new"), run
+    assert route.world.dimension() == {CAT: "Cat Cole"}
+
+
 def test_an_incremental_run(route):
     route.world.app.sql('ALTER TABLE public."User" ADD CONSTRAINT once UNIQUE (uuid)')
     try:
         route.world.app_has((ANN, "Ann Anders"), (BOB, "Bob Borg"))
-        route.world.app.sql("CHECKPOINT")  # what is on disk needs not be sent again
         assert route.sync().counts() == "2: 2 new"
         route.world.app.sql("UPDATE public.\"User\" SET name = 'Bob Bose' WHERE uuid = %s", BOB)
         route.world.app_has((CAT, "Cat Cole"))

@@ -477,6 +477,10 @@ TRIGGERS = {
     "drops a row after the write": (
         "AFTER INSERT", "DELETE FROM analytics.athlete_dim"
                         " WHERE athlete_uuid = NEW.athlete_uuid; RETURN NULL;"),
+    "alters a name at the very end, deferred": (
+        "AFTER INSERT OR UPDATE", "UPDATE analytics.athlete_dim SET full_name = upper(full_name)"
+                                  " WHERE athlete_uuid = NEW.athlete_uuid"
+                                  "   AND full_name <> upper(full_name); RETURN NULL;"),
     "spoils another athlete that was sent": (
         "AFTER INSERT", "UPDATE analytics.athlete_dim SET full_name = 'Somebody Else'"
                         " WHERE athlete_uuid <> NEW.athlete_uuid AND full_name <> 'Somebody Else';"
@@ -491,8 +495,9 @@ def test_a_trigger_that_meddles_is_found_out(world, when, body, refresh):
     world.warehouse_has((BOB, "Bob Bowman"))
     before = world.rows()
     create = ("CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN %s END';"
-              "CREATE TRIGGER meddle %s ON analytics.athlete_dim FOR EACH ROW EXECUTE PROCEDURE meddle();"
-              % (body.replace("'", "''"), when))
+              "CREATE %s ON analytics.athlete_dim %s FOR EACH ROW EXECUTE PROCEDURE meddle();"
+              % (body.replace("'", "''"), "CONSTRAINT TRIGGER meddle " + when if "upper" in body else
+                 "TRIGGER meddle " + when, "DEFERRABLE INITIALLY DEFERRED" if "upper" in body else ""))
     with world.warehouse.changed(create, "DROP FUNCTION meddle() CASCADE"):
         run = world.sync(SYNC_REFRESH=refresh)
     assert (run.code, run.result["result"]) == (3, "failed"), run
@@ -512,6 +517,47 @@ def test_a_trigger_that_complains_of_a_name_does_not_get_it_printed(world):
     assert "Ann Archer" not in run.out + run.err + str(world.history())
 
 
+LEAKS = {
+    "ASSERT": "ASSERT NEW.full_name = '', NEW.full_name; RETURN NEW;",
+    "syntax error": "PERFORM to_tsquery(NEW.full_name); RETURN NEW;",
+    "identifier": "EXECUTE format('SELECT %I', NEW.full_name); RETURN NEW;",
+    "cast": "PERFORM NEW.full_name::regclass; RETURN NEW;",
+    "borrowed code": "RAISE EXCEPTION USING ERRCODE = '42501', MESSAGE = NEW.full_name; RETURN NEW;",
+}
+
+
+@pytest.mark.parametrize("body", list(LEAKS.values()), ids=list(LEAKS))
+def test_what_a_trigger_quotes_is_withheld(world, body):
+    world.app_has((ANN, "Siobhan O'Brien-Smith"))
+    with world.warehouse.changed(
+            "CREATE FUNCTION quote() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN %s END$$;"
+            "CREATE TRIGGER quote BEFORE INSERT ON analytics.athlete_dim"
+            " FOR EACH ROW EXECUTE PROCEDURE quote()" % body, "DROP FUNCTION quote() CASCADE"):
+        run = world.sync("-v")
+    assert (run.code, world.dimension()) == (3, {}) and "withheld" in run.error, run
+    assert "Brien" not in run.out + run.err + str(world.history())
+
+
+@pytest.mark.parametrize("name", ["to_tsquery(name)::text", "name::regclass::text", "name::regrole::text"])
+def test_what_a_view_quotes_is_withheld(world, name):
+    world.app_has((ANN, "Siobhan O'Brien & Smith ("))
+    with world.app.changed("CREATE VIEW public.odd AS SELECT uuid, %s AS name FROM public.\"User\";"
+                           "GRANT SELECT ON public.odd TO app_readonly" % name, "DROP VIEW public.odd"):
+        run = world.sync("-v", APP_TABLE="public.odd")
+    assert run.code == 3 and "withheld" in run.error, run
+    assert "Brien" not in run.out + run.err + str(world.history())
+
+
+def test_what_a_check_constraint_quotes_is_withheld(world):
+    world.app_has((ANN, "Siobhan O'Brien & Smith ("))
+    with world.warehouse.changed(
+            "ALTER TABLE analytics.athlete_dim ADD CONSTRAINT odd CHECK (to_tsquery(full_name) IS NOT NULL)",
+            "ALTER TABLE analytics.athlete_dim DROP CONSTRAINT odd"):
+        run = world.sync("-v")
+    assert run.code == 3 and "withheld" in run.error, run
+    assert "Brien" not in run.out + run.err + str(world.history())
+
+
 def test_a_rule_on_the_dimension_is_refused(world):
     world.app_has((ANN, "Ann Archer"))
     with world.warehouse.changed(
@@ -529,6 +575,71 @@ def test_a_constraint_that_refuses_one_row_refuses_the_run(world):
         run = world.sync()
     assert run.code == 3 and "named" in run.error, run
     assert world.dimension() == {}
+
+
+def test_a_dimension_that_others_inherit_from_is_refused(world):
+    """The comparison would see the child's athletes, the key would not, and each would be there twice."""
+    world.app_has((ANN, "Ann Archer"), (BOB, "Bob Bowman"))
+    world.warehouse_has((ANN, "Ann Archer"))
+    with world.warehouse.changed(
+            "CREATE TABLE analytics.athlete_old () INHERITS (analytics.athlete_dim);"
+            "INSERT INTO analytics.athlete_old VALUES ('%s', 'Bob Bowman', now())" % BOB,
+            "DROP TABLE analytics.athlete_old"):
+        run = world.sync(SYNC_REFRESH="never")
+        assert run.code == 3 and "analytics.athlete_old inherits from" in run.error, run
+        world.warehouse.sql("ALTER TABLE analytics.athlete_old NO INHERIT analytics.athlete_dim")
+        assert world.sync().code == 0
+
+
+# Every row rejected
+
+
+WRONG_COLUMNS = {
+    "columns swapped": ("SELECT name AS uuid, uuid AS name FROM public.\"User\"", "uuid is not a uuid"),
+    "key of another kind": ("SELECT convert_to(uuid, 'UTF8') AS uuid, name FROM public.\"User\"",
+                            "uuid is not a uuid"),
+    "key padded": ("SELECT uuid::char(40) AS uuid, name FROM public.\"User\"", "uuid is not a uuid"),
+    "no key": ("SELECT NULL::uuid AS uuid, name FROM public.\"User\"", "uuid is NULL"),
+    "no name": ("SELECT uuid, NULL::text AS name FROM public.\"User\"", "name is NULL"),
+    "one key for all": ("SELECT '%s'::uuid AS uuid, name FROM public.\"User\"" % ANN, "names differ for one uuid"),
+}
+
+
+@pytest.mark.parametrize("query, reason", list(WRONG_COLUMNS.values()), ids=list(WRONG_COLUMNS))
+def test_a_table_of_rejects_is_refused(world, query, reason):
+    world.app_has((ANN, "Siobhan O'Brien"), (BOB, "Bob Bowman-Lee"))
+    world.warehouse_has((ANN, "Siobhan O'Brien"))
+    with world.app.changed("CREATE VIEW public.wrong AS %s; GRANT SELECT ON public.wrong TO app_readonly" % query,
+                           "DROP VIEW public.wrong"):
+        dry = world.run("--dry-run", APP_TABLE="public.wrong")
+        run = world.run(APP_TABLE="public.wrong")
+    assert dry.code == 0 and "without --dry-run this would be refused" in dry.err, dry
+    assert run.code == 3 and "every row was rejected: 2 %s;" % reason in run.error, run
+    assert (world.history()[-1]["result"], world.history()[-1]["rejected"]) == ("failed", 2)
+    assert "O'Brien" not in str(world.history()) and "Bowman" not in str(world.history())
+
+
+def test_a_reject_is_shown_whole_in_json_alone(world):
+    world.app_has((ANN, "Ann Archer"), ("Siobhan O'Brien", "x"), ("Ada", "x"), ("4711-abc", "x"))
+    run = world.sync()
+    shown = [reject["uuid"] for reject in world.history()[-1]["rejects"]]
+    assert [reject["uuid"] for reject in run.result["rejects"]] == ["Siobhan O'Brien", "Ada", "4711-abc"]
+    assert shown == ["(not shown)", "(not shown)", "4711-abc"]
+    assert "O'Brien" not in run.err and "Ada" not in run.err, run
+
+
+def test_a_stamp_that_is_null_is_older_than_any(world):
+    world.app_has((ANN, "Ann Archer"), (BOB, "Bob Bowman"))
+    with world.warehouse.changed("ALTER TABLE analytics.athlete_dim ALTER source_synced_at DROP NOT NULL",
+                                 "TRUNCATE analytics.athlete_dim;"
+                                 "ALTER TABLE analytics.athlete_dim ALTER source_synced_at SET NOT NULL"):
+        world.warehouse_has((ANN, "Ann Archer"), synced_at=None)
+        world.warehouse.sql("INSERT INTO analytics.athlete_dim VALUES (%s, 'Bob Bowman', now())", BOB)
+        before = world.warehouse.value("SELECT max(source_synced_at) FROM analytics.athlete_dim")
+        assert world.sync(SYNC_REFRESH="12h").counts() == "2: 2 unchanged"
+        after = world.warehouse.sql("SELECT source_synced_at > %s FROM analytics.athlete_dim"
+                                    " ORDER BY athlete_uuid", before)
+    assert after == [(True,), (False,)]
 
 
 # What the warehouse remembers
