@@ -72,3 +72,10 @@ def test_the_folder_of_the_log_is_there_from_the_start():
 def test_the_script_that_is_scheduled_is_there():
     named = re.findall(r"\S+sync_athletes_from_app\.py", CRON_LINE)
     assert named and all((PROJECT / Path(name)).exists() for name in named)
+
+
+@pytest.mark.parametrize("page", ["scheduling", "incremental"])
+def test_the_pages_show_the_same_line(page):
+    text = (PROJECT / "python" / "docs" / (page + ".md")).read_text(encoding="utf-8")
+    shown = re.findall(r"^[\d*/-]+(?: [\d*/-]+){4} +(cd .*)$", text, re.MULTILINE)
+    assert shown and {line.replace(" --incremental", "") for line in shown} == {CRON_LINE}
