@@ -52,8 +52,8 @@ test-faults: .venv/installed-dev  ## break each step of a run in every way known
 test-matrix: .venv/installed-dev  ## the suite on every PostgreSQL and Python to be had; ARGS="--only 10,18"
 	.venv/bin/python python/lab/matrix.py $(ARGS)
 
-bench: .venv/installed-dev  ## beside plain psql: ROWS=1000000 ROUNDS=3, CHART=1 draws python/lab/bench.svg
-	@.venv/bin/python python/lab/bench.py --rows $(ROWS) --rounds $(ROUNDS) $(if $(CHART),--chart)
+bench: .venv/installed-dev  ## beside plain psql: ROWS=1000000 ROUNDS=3, PEERS=1, CHART=1 draws
+	@.venv/bin/python python/lab/bench.py --rows $(ROWS) --rounds $(ROUNDS) $(if $(CHART),--chart) $(if $(PEERS),--peers)
 
 lint: .venv/installed-dev  ## ruff, and vermin for Python 3.7
 	.venv/bin/python -m ruff check --isolated --select E4,E7,E9,F,W --ignore E402 python

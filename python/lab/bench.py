@@ -3,6 +3,7 @@
   make bench                            1,000,000 athletes, 3 rounds
   make bench ROWS=100000 ROUNDS=5       any number
   make bench CHART=1                    10,000 athletes to ROWS, drawn as python/lab/bench.svg
+  make bench PEERS=1                    beside dlt, Sling, and pandas with execute_values too (peers.py)
 
 Each round runs every case twice from the same state, once by the script, once by psql (COPY out |
 COPY into a temp table, ANALYZE, the same INSERT, COMMIT; no counting, no proof), by turns first.
@@ -16,10 +17,12 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from statistics import median
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
+import peers
 from athletes import fill_app
 from servers import PROJECT, SCRIPT, Lab, two_servers
 
@@ -67,13 +70,15 @@ class Case(NamedTuple):
     prepare_app: Optional[str]
     bar: float
     flags: Tuple[str, ...] = ()
+    for_peers: str = ""  # what the peers call this case; they know no difference of always and never
 
 
 CASES = [
-    Case("first load", "always", None, 1.35),
-    Case("rerun, unchanged, always", "always", None, 1.35),
+    Case("first load", "always", None, 1.35, for_peers="first load"),
+    Case("rerun, unchanged, always", "always", None, 1.35, for_peers="rerun, unchanged"),
     Case("rerun, unchanged, never", "never", None, 1.8),
-    Case("1 % renamed, 1 % new, never", "never", RENAME_1_PERCENT, 1.8),
+    Case("1 % renamed, 1 % new, never", "never", RENAME_1_PERCENT, 1.8,
+         for_peers="1 % renamed, 1 % new"),
     Case("1,000 renamed, --incremental", "never", RENAME_1000, 0.35, ("--incremental",)),
 ]
 
@@ -83,6 +88,7 @@ class Run(NamedTuple):
     wal_bytes: int
     row_versions: int
     peak_bytes: int
+    verdict: str = ""
 
 
 Results = Dict[str, Dict[str, List[Run]]]  # by case, then by who
@@ -98,9 +104,15 @@ def main() -> int:
         set_up_psql_warehouse(lab)
         header_text = header(lab, options)
         print(header_text + "\n")
-        sizes = [size for size in (10000, 100000) if size < options.rows and options.chart]
-        by_size = {size: bench(lab, size, options.rounds) for size in sizes + [options.rows]}
+        sizes = [size for size in (10000, 100000, 1000000) if size < options.rows and options.chart]
+        others = peers.peers_to_be_had() if options.peers else []
+        by_size = {size: bench(lab, size, options.rounds, others if size == options.rows else [])
+                   for size in sizes + [options.rows]}
         print_table(by_size[options.rows])
+        if options.chart:
+            print_sizes(by_size)
+        if options.peers:
+            print_peers(by_size[options.rows], others)
         print_small_case(lab, options.rounds)
     if options.chart:
         draw_chart(by_size, header_text)
@@ -111,49 +123,79 @@ def set_up_psql_warehouse(lab: Lab) -> None:
     lab.warehouse.psql("-qf", str(PROJECT / "sql" / "warehouse_setup.sql"), database=PSQL)
 
 
-def bench(lab: Lab, rows: int, rounds: int) -> Results:
-    results: Results = {case.name: {OURS: [], PSQL: []} for case in CASES}
+def bench(lab: Lab, rows: int, rounds: int, others: List[peers.Peer]) -> Results:
+    names = [OURS, PSQL] + [peer.name for peer in others]
+    results: Results = {case.name: {name: [] for name in names} for case in CASES}
     for round_ in range(rounds):
         start_over(lab, rows)
+        for peer in others:
+            peers.start_over(lab, peer)
         for case in CASES:
             if case.prepare_app:
                 lab.app.psql("-qc", case.prepare_app)
             lab.app.psql("-qc", 'VACUUM ANALYZE public."User"')
             for who in ((OURS, PSQL), (PSQL, OURS))[round_ % 2]:
-                results[case.name][who].append(measure(lab, who, case))
+                run = measure(lab, who, case)
+                results[case.name][who].append(with_verdict(lab, run, who) if others else run)
+            for peer in others if case.for_peers else []:
+                results[case.name][peer.name].append(measure_peer(lab, peer))
     return results
+
+
+def with_verdict(lab: Lab, run: Run, database: str) -> Run:
+    return run._replace(verdict=peers.verdict(lab, database, "analytics.athlete_dim"))
 
 
 def start_over(lab: Lab, rows: int) -> None:
     lab.app.psql("-qc", 'TRUNCATE public."User"')
     fill_app(lab.app, rows)
+    lab.app.psql("-q", stdin=peers.hostile_sql())
     for database in (OURS, PSQL):
         lab.warehouse.psql("-qc", "TRUNCATE analytics.athlete_dim", database=database)
     lab.warehouse.psql("-qc", "CHECKPOINT")
 
 
 def measure(lab: Lab, who: str, case: Case) -> Run:
+    def run() -> int:
+        return run_script(lab, case) if who == OURS else run_psql(lab, case)
+    return measured(lab, who, "analytics.athlete_dim", run)
+
+
+def measure_peer(lab: Lab, peer: peers.Peer) -> Run:
+    def run() -> int:
+        return run_and_watch(peers.command(peer), peers.environment(lab, peer))
+    run_ = measured(lab, peer.database, peer.table, run)
+    return run_._replace(verdict=peers.verdict(lab, peer.database, peer.table, peer.columns))
+
+
+def measured(lab: Lab, database: str, table: str, run: Callable[[], int]) -> Run:
     def ask(question: str) -> str:
-        return lab.warehouse.psql("-qAtc", question, database=who).strip()
-    lab.warehouse.psql("-qc", "VACUUM ANALYZE analytics.athlete_dim", database=who)
+        return lab.warehouse.psql("-qAtc", question, database=database).strip()
+    if ask("SELECT to_regclass('%s')" % table):  # dlt and Sling make theirs at the first load
+        ask("VACUUM ANALYZE " + table)
     before_lsn, before_xid = ask("SELECT pg_current_wal_insert_lsn()"), ask("SELECT txid_current()")
     started = time.perf_counter()
-    peak = run_script(lab, case) if who == OURS else run_psql(lab, case)
+    peak = run()
     seconds = time.perf_counter() - started
     wal = int(ask("SELECT pg_current_wal_insert_lsn() - '%s'::pg_lsn" % before_lsn))
-    versions = int(ask("SELECT count(*) FROM analytics.athlete_dim "
-                       "WHERE age(xmin) < txid_current() - %s" % before_xid))
+    versions = int(ask("SELECT count(*) FROM %s WHERE age(xmin) < txid_current() - %s" % (table, before_xid)))
     return Run(seconds, wal, versions, peak)
 
 
 def run_script(lab: Lab, case: Case) -> int:
-    """Run the sync and return its peak memory in bytes, as the operating system counts it."""
-    process = subprocess.Popen([sys.executable, str(SCRIPT), "-q"] + list(case.flags),
-                               env=lab.environment(SYNC_REFRESH=case.refresh))
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = status
-    if status:
-        raise RuntimeError("the sync failed")
+    return run_and_watch([sys.executable, str(SCRIPT), "-q"] + list(case.flags),
+                         lab.environment(SYNC_REFRESH=case.refresh))
+
+
+def run_and_watch(command: List[str], environment: Dict[str, str]) -> int:
+    """Run a program and return its peak memory in bytes, as the operating system counts it."""
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = status
+        if status:
+            output.seek(0)
+            raise RuntimeError("%s failed:\n%s" % (command, output.read().decode(errors="replace")[-3000:]))
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -179,6 +221,31 @@ def print_table(results: Results) -> None:
             case.name, median(run.seconds for run in ours), median(run.seconds for run in psql),
             ratio(ours, psql), case.bar, median(run.wal_bytes for run in ours) / 1024,
             median(run.row_versions for run in ours), max(run.peak_bytes for run in ours) / 1e6))
+
+
+def print_sizes(by_size: Dict[int, Results]) -> None:
+    print("\n%-28s %12s %8s %8s" % ("case", "athletes", "ours s", "peak MB"))
+    for case in CASES:
+        for size in sorted(by_size):
+            runs = by_size[size][case.name][OURS]
+            print("%-28s %12s %8.2f %8.0f" % (case.name, format(size, ","), median(run.seconds for run in runs),
+                                              max(run.peak_bytes for run in runs) / 1e6))
+
+
+def print_peers(results: Results, others: List[peers.Peer]) -> None:
+    print("\n%-22s %-16s %8s %8s %10s %10s  %s" % (
+        "case", "by", "s", "peak MB", "WAL kB", "versions", "result"))
+    for case in CASES:
+        for who in [OURS, PSQL] + [peer.name for peer in others] if case.for_peers else []:
+            runs = results[case.name][who]
+            print("%-22s %-16s %8.2f %8s %10d %10d  %s" % (
+                case.for_peers, NAMES.get(who, who), median(run.seconds for run in runs),
+                "%.0f" % (max(run.peak_bytes for run in runs) / 1e6) if who != PSQL else "",
+                median(run.wal_bytes for run in runs) / 1024, median(run.row_versions for run in runs),
+                "; ".join(sorted({run.verdict for run in runs}))))
+
+
+NAMES = {OURS: "the sync", PSQL: "psql | psql"}
 
 
 def ratio(ours: List[Run], psql: List[Run]) -> float:
@@ -239,6 +306,7 @@ def read_command_line() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=1000000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--chart", action="store_true")
+    parser.add_argument("--peers", action="store_true")
     return parser.parse_args()
 
 

@@ -1,0 +1,26 @@
+"""The benchmark's own judgement; no benchmark is run."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from lab.servers import PROJECT
+
+sys.path.insert(0, str(PROJECT / "python" / "lab"))
+import peers
+
+ANN, BOB = ["a", "Ann"], ["b", "Bob\\tO'Brien"]
+
+
+@pytest.mark.parametrize("copied, said", [
+    ([BOB, ANN], "right"),
+    ([ANN], "1 missing"),
+    ([ANN, BOB, ["c", "Cat"]], "1 too many"),
+    ([ANN, BOB, BOB], "1 twice"),
+    ([["a", "Anne"], BOB], "1 wrong, 'Ann' became 'Anne'"),
+    ([["a", "\\N"], BOB], "1 wrong, 'Ann' became '\\\\N'"),
+])
+def test_a_peers_dimension_is_compared_athlete_by_athlete(copied, said):
+    assert peers.differences([ANN, BOB], copied) == said
