@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Dict, List, NamedTuple
+from urllib.parse import quote
 
 from servers import PROJECT, READER_PASSWORD, SUPERUSER_PASSWORD, Lab
 
@@ -116,9 +117,11 @@ def command(peer: Peer) -> List[str]:
 
 
 def environment(lab: Lab, peer: Peer) -> Dict[str, str]:
-    app = "postgresql://app_readonly:%s@127.0.0.1:%d/app?sslmode=disable" % (READER_PASSWORD, lab.app.port)
-    warehouse = "postgresql://postgres:%s@127.0.0.1:%d/%s?sslmode=disable" % (
-        SUPERUSER_PASSWORD, lab.warehouse.port, peer.database)
+    scheme = "postgres" if peer.name == "sling" else "postgresql"  # neither reads the other's
+    app = "%s://app_readonly:%s@127.0.0.1:%d/app?sslmode=disable" % (
+        scheme, quote(READER_PASSWORD), lab.app.port)
+    warehouse = "%s://postgres:%s@127.0.0.1:%d/%s?sslmode=disable" % (
+        scheme, SUPERUSER_PASSWORD, lab.warehouse.port, peer.database)
     return {"PATH": os.environ["PATH"], "HOME": str(peer.folder / "home"), "APP": app, "WAREHOUSE": warehouse,
             "RUNTIME__DLTHUB_TELEMETRY": "false", "SLING_DISABLE_TELEMETRY": "true"}
 
