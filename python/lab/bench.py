@@ -102,6 +102,7 @@ def main() -> int:
         lab.app.psql("-qc", 'ALTER TABLE public."User" ADD PRIMARY KEY (uuid)')  # Prisma's @id
         lab.warehouse.psql("-qc", "CREATE DATABASE %s" % PSQL, database="postgres")
         set_up_psql_warehouse(lab)
+        peers.set_up(lab)
         header_text = header(lab, options)
         print(header_text + "\n")
         sizes = [size for size in (10000, 100000, 1000000) if size < options.rows and options.chart]

@@ -1,7 +1,7 @@
 """What one would pick instead of the sync, each in a folder and a database of its own: for make bench PEERS=1.
 
 dlt and Sling make and alter tables of their own, so all peers write as the warehouse's superuser; they
-read the app as app_readonly, as the sync does. How each is configured stands below, and in performance.md.
+read the app by app_readonly's rights (Sling reads no $ in a password). How each is configured stands below, and in performance.md.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Dict, List, NamedTuple
-from urllib.parse import quote
 
-from servers import PROJECT, READER_PASSWORD, SUPERUSER_PASSWORD, Lab
+from servers import PROJECT, SUPERUSER_PASSWORD, Lab
 
 FOLDER = PROJECT / ".venv" / "peers"
 LAB = Path(__file__).resolve().parent
@@ -99,6 +98,10 @@ def install(peer: Peer) -> str:
     return ""
 
 
+def set_up(lab: Lab) -> None:
+    lab.app.psql("-qc", "CREATE ROLE peer_reader LOGIN PASSWORD 'peer' IN ROLE app_readonly")
+
+
 def start_over(lab: Lab, peer: Peer) -> None:
     for statement in ("DROP DATABASE IF EXISTS %s", "CREATE DATABASE %s"):
         lab.warehouse.psql("-qc", statement % peer.database, database="postgres")
@@ -118,8 +121,7 @@ def command(peer: Peer) -> List[str]:
 
 def environment(lab: Lab, peer: Peer) -> Dict[str, str]:
     scheme = "postgres" if peer.name == "sling" else "postgresql"  # neither reads the other's
-    app = "%s://app_readonly:%s@127.0.0.1:%d/app?sslmode=disable" % (
-        scheme, quote(READER_PASSWORD), lab.app.port)
+    app = "%s://peer_reader:peer@127.0.0.1:%d/app?sslmode=disable" % (scheme, lab.app.port)
     warehouse = "%s://postgres:%s@127.0.0.1:%d/%s?sslmode=disable" % (
         scheme, SUPERUSER_PASSWORD, lab.warehouse.port, peer.database)
     return {"PATH": os.environ["PATH"], "HOME": str(peer.folder / "home"), "APP": app, "WAREHOUSE": warehouse,
