@@ -1,20 +1,20 @@
--- Who:    a superuser or owner of the warehouse database, once and after an update of the sync;
---         running it again is safe, and an athlete_dim that exists keeps its rows.
+-- What:   the role that the sync writes as, the dimension, the run history with its health view, the renames.
 -- Where:  psql -h <warehouse_host> -U postgres -d <warehouse_db> -f sql/warehouse_setup.sql
--- What:   the role the sync works as, the dimension, the run history, the health view, the grants.
---
--- The role is warehouse_writer unless you add  -v writer=...  to the command, its password CHANGE_ME
--- unless you add  -v writer_password='...'  or set it later:
---   ALTER ROLE warehouse_writer WITH PASSWORD 'your_secure_password';
--- Running this again without -v writer_password leaves the password as it is.
---
--- The dimension is analytics.athlete_dim unless you add  -v table=...  with its schema, say
--- -v table=analytics.coach_dim: one more command for one more dimension (WH_TABLE names it).
+--         To all of it may be added:  -v writer_password='...'  -v writer=another_role
+--         and, for one more dimension,  -v table=analytics.coach_dim  (WH_TABLE names it).
+-- Who:    a superuser; or the database's owner, with CREATEROLE if the role is to be made. Once, and again after
+--         an update of the sync: rows stay, columns that a newer version needs are added, and the role keeps
+--         its password unless it is given another.
 
 \set ON_ERROR_STOP on
 \set QUIET on
 SET client_min_messages = warning;
--- A variable that was not given stays ':writer', which is how these lines and the blocks below know.
+
+-- The role's password: change it here, or give it with -v writer_password=. Left as it is, no password is set,
+-- and nobody can log in until somebody has typed  \password warehouse_writer  in psql.
+\set password_here 'CHANGE_ME'
+
+-- A variable that was not given stays ':writer', which is how these lines know.
 \set table :table
 \set writer :writer
 \set writer_password :writer_password
@@ -22,11 +22,22 @@ SELECT CASE :'table' WHEN ':table' THEN 'analytics.athlete_dim' ELSE :'table' EN
 SELECT set_config('athlete_sync.table', :'table', false),
        set_config('athlete_sync.writer',
                   CASE :'writer' WHEN ':writer' THEN 'warehouse_writer' ELSE :'writer' END, false),
-       set_config('athlete_sync.password', :'writer_password', false) \g /dev/null
+       set_config('athlete_sync.password',
+                  CASE WHEN :'writer_password' <> ':writer_password' THEN :'writer_password'
+                       WHEN :'password_here' <> 'CHANGE' || '_ME' THEN :'password_here'
+                       ELSE '' END, false),
+       set_config('athlete_sync.hint', '', false) \gset
 
 BEGIN;
 
-CREATE SCHEMA IF NOT EXISTS analytics;
+-- Made only where it is not there: CREATE ... IF NOT EXISTS asks for the right to create even then.
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = 'analytics') THEN
+        CREATE SCHEMA analytics;
+    END IF;
+END
+$$;
 
 CREATE TABLE IF NOT EXISTS :table (
     athlete_uuid     UUID PRIMARY KEY,
@@ -60,31 +71,47 @@ COMMENT ON COLUMN :table.source_synced_at IS 'Last run that stamped this athlete
 
 -- A row a run. To keep a year of them:
 --   DELETE FROM analytics.athlete_sync_run WHERE finished_at < now() - interval '1 year';
-CREATE TABLE IF NOT EXISTS analytics.athlete_sync_run (
-    run_id         BIGSERIAL PRIMARY KEY,
-    target         TEXT NOT NULL,
-    started_at     TIMESTAMPTZ NOT NULL,
-    finished_at    TIMESTAMPTZ NOT NULL,
-    mode           TEXT NOT NULL,
-    result         TEXT NOT NULL,
-    exit_code      INTEGER NOT NULL,
-    source_rows    BIGINT,
-    inserted       BIGINT,
-    updated        BIGINT,
-    unchanged      BIGINT,
-    missing        BIGINT,
-    rejected       BIGINT,
-    repeated       BIGINT,
-    rejects        JSONB NOT NULL,
-    message        TEXT,
-    host           TEXT,
-    version        TEXT NOT NULL,
-    max_age        INTERVAL NOT NULL,
-    app_position   BIGINT,
-    app_source     TEXT,
-    app_is_unique  BOOLEAN,
-    dimension_rows BIGINT
-);
+-- A history of an older version gets the columns that it lacks, filled as shown.
+CREATE TABLE IF NOT EXISTS analytics.athlete_sync_run (run_id BIGSERIAL PRIMARY KEY);
+
+DO $$
+DECLARE
+    wanted RECORD;
+BEGIN
+    FOR wanted IN SELECT * FROM (VALUES
+        ('target',         'TEXT NOT NULL',        'analytics.athlete_dim'),
+        ('started_at',     'TIMESTAMPTZ NOT NULL', '-infinity'),
+        ('finished_at',    'TIMESTAMPTZ NOT NULL', '-infinity'),
+        ('mode',           'TEXT NOT NULL',        'full'),
+        ('result',         'TEXT NOT NULL',        'failed'),
+        ('exit_code',      'INTEGER NOT NULL',     '4'),
+        ('source_rows',    'BIGINT',               NULL),
+        ('inserted',       'BIGINT',               NULL),
+        ('updated',        'BIGINT',               NULL),
+        ('unchanged',      'BIGINT',               NULL),
+        ('missing',        'BIGINT',               NULL),
+        ('rejected',       'BIGINT',               NULL),
+        ('repeated',       'BIGINT',               NULL),
+        ('rejects',        'JSONB NOT NULL',       '[]'),
+        ('message',        'TEXT',                 NULL),
+        ('host',           'TEXT',                 NULL),
+        ('version',        'TEXT NOT NULL',        'not known'),
+        ('max_age',        'INTERVAL NOT NULL',    '2 days'),
+        ('app_position',   'BIGINT',               NULL),
+        ('app_source',     'TEXT',                 NULL),
+        ('app_is_unique',  'BOOLEAN',              NULL),
+        ('dimension_rows', 'BIGINT',               NULL)) AS columns (name, type, filled)
+         WHERE name NOT IN (SELECT attname
+                              FROM pg_attribute
+                             WHERE attrelid = 'analytics.athlete_sync_run'::regclass
+                               AND NOT attisdropped)
+    LOOP
+        EXECUTE format('ALTER TABLE analytics.athlete_sync_run ADD COLUMN %I %s DEFAULT %L',
+                       wanted.name, wanted.type, wanted.filled);
+        EXECUTE format('ALTER TABLE analytics.athlete_sync_run ALTER COLUMN %I DROP DEFAULT', wanted.name);
+    END LOOP;
+END
+$$;
 
 COMMENT ON TABLE  analytics.athlete_sync_run IS 'One row for each run of the athlete sync, failures included; dry runs leave none.';
 COMMENT ON COLUMN analytics.athlete_sync_run.target IS 'The dimension this run wrote.';
@@ -102,7 +129,8 @@ WITH run AS (
       FROM analytics.athlete_sync_run
      WHERE target = 'analytics.athlete_dim'
 ), success AS (
-    SELECT max(finished_at) AS finished_at
+    SELECT max(finished_at) AS finished_at,
+           max(finished_at) FILTER (WHERE mode = 'full') AS full_finished_at
       FROM run
      WHERE result = 'ok'
 ), last AS (
@@ -112,10 +140,10 @@ WITH run AS (
      ORDER BY run_id DESC
      LIMIT 1
 )
-SELECT CASE WHEN last.result IS NULL                         THEN 'never ran'
-            WHEN last.result <> 'ok'                         THEN 'failing'
-            WHEN success.finished_at < now() - last.max_age  THEN 'stale'
-            ELSE 'healthy' END                               AS verdict,
+SELECT CASE WHEN last.result IS NULL                               THEN 'never ran'
+            WHEN last.result <> 'ok'                               THEN 'failing'
+            WHEN success.full_finished_at >= now() - last.max_age  THEN 'healthy'
+            ELSE 'stale' END                                       AS verdict,
        success.finished_at                                   AS last_success,
        now() - success.finished_at                           AS last_success_age,
        last.result                                           AS last_result,
@@ -124,25 +152,49 @@ SELECT CASE WHEN last.result IS NULL                         THEN 'never ran'
           FROM (SELECT duration FROM run
                  WHERE result = 'ok'
                  ORDER BY run_id DESC
-                 LIMIT 20) AS recent)                        AS usual_duration
+                 LIMIT 20) AS recent)                        AS usual_duration,
+       success.full_finished_at                              AS last_full_success
   FROM success
   LEFT JOIN last ON true;
 
-COMMENT ON VIEW analytics.athlete_sync_health IS 'One row: is the athlete sync well? The verdict is that of make status; usual_duration is the median of the last 20 good runs.';
+COMMENT ON VIEW analytics.athlete_sync_health IS 'One row: is the athlete sync well? The verdict is that of make status, which goes by full runs; usual_duration is the median of the last 20 good runs.';
+
+-- A row a rename, written before the old name is lost. It serves to find an athlete by a former name, and to
+-- take a run back (python/docs/monitoring.md). Renames can be deleted at any time; the sync never reads them.
+CREATE TABLE IF NOT EXISTS analytics.athlete_rename (
+    run_id       BIGINT NOT NULL,
+    athlete_uuid UUID NOT NULL,
+    old_name     TEXT,
+    new_name     TEXT,
+    renamed_at   TIMESTAMPTZ NOT NULL DEFAULT now(),
+    PRIMARY KEY (run_id, athlete_uuid)
+);
+CREATE INDEX IF NOT EXISTS athlete_rename_athlete_uuid ON analytics.athlete_rename (athlete_uuid);
+
+COMMENT ON TABLE  analytics.athlete_rename IS 'One row for each name that the athlete sync has overwritten.';
+COMMENT ON COLUMN analytics.athlete_rename.run_id IS 'The run in analytics.athlete_sync_run that did it.';
 
 DO $$
 DECLARE
     dimension REGCLASS := current_setting('athlete_sync.table');
-    writer TEXT := current_setting('athlete_sync.writer');
-    given  TEXT := nullif(current_setting('athlete_sync.password'), ':writer_password');
+    writer    TEXT := current_setting('athlete_sync.writer');
+    password  TEXT := nullif(current_setting('athlete_sync.password'), '');
 BEGIN
     IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = writer) THEN
-        EXECUTE format('CREATE ROLE %I LOGIN PASSWORD %L', writer, coalesce(given, 'CHANGE_ME'));
-    ELSIF given IS NOT NULL THEN
-        EXECUTE format('ALTER ROLE %I LOGIN PASSWORD %L', writer, given);
+        EXECUTE format('CREATE ROLE %I LOGIN', writer);
+        PERFORM set_config('athlete_sync.hint', format(
+            E'It has no password yet, so nobody can log in as it. In psql, type:  \\password %I', writer), false);
     END IF;
-    -- All the sync needs. TEMP is for its staging table; it creates nothing that stays.
-    EXECUTE format('GRANT CONNECT, TEMPORARY ON DATABASE %I TO %I', current_database(), writer);
+    IF password IS NOT NULL THEN
+        EXECUTE format('ALTER ROLE %I LOGIN PASSWORD %L', writer, password);
+        PERFORM set_config('athlete_sync.hint', '', false);
+    END IF;
+
+    -- All the sync needs. TEMPORARY is for its staging table; it creates nothing that stays.
+    IF NOT has_database_privilege(writer, current_database(), 'CONNECT')
+       OR NOT has_database_privilege(writer, current_database(), 'TEMPORARY') THEN
+        EXECUTE format('GRANT CONNECT, TEMPORARY ON DATABASE %I TO %I', current_database(), writer);
+    END IF;
     EXECUTE format('GRANT USAGE ON SCHEMA analytics TO %I', writer);
     EXECUTE format('GRANT USAGE ON SCHEMA %s TO %I',
                    (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = dimension), writer);
@@ -150,12 +202,14 @@ BEGIN
     EXECUTE format('GRANT SELECT, INSERT ON TABLE analytics.athlete_sync_run TO %I', writer);
     EXECUTE format('GRANT USAGE ON SEQUENCE %s TO %I',
                    pg_get_serial_sequence('analytics.athlete_sync_run', 'run_id'), writer);
+    EXECUTE format('GRANT INSERT ON TABLE analytics.athlete_rename TO %I', writer);
     EXECUTE format('GRANT SELECT ON TABLE analytics.athlete_sync_health TO %I', writer);
 END
 $$;
 
 COMMIT;
 
-SELECT current_setting('athlete_sync.table') || ' is ready for '
-       || current_setting('athlete_sync.writer') || '.' AS ready \gset
-\echo :ready
+SELECT format('%s in the database %s is ready for %s.', current_setting('athlete_sync.table'),
+              current_database(), current_setting('athlete_sync.writer'))
+       || coalesce(E'\n' || nullif(current_setting('athlete_sync.hint'), ''), '') AS done \gset
+\echo :done

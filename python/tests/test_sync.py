@@ -713,6 +713,7 @@ def test_the_writer_may_do_no_more_than_the_sync_needs(world):
           FROM information_schema.role_table_grants
          WHERE grantee = 'warehouse_writer' GROUP BY 1 ORDER BY 1""") == [
         ("analytics.athlete_dim", "INSERT SELECT UPDATE"),
+        ("analytics.athlete_rename", "INSERT"),
         ("analytics.athlete_sync_health", "SELECT"),
         ("analytics.athlete_sync_run", "INSERT SELECT"),
     ]

@@ -1,0 +1,172 @@
+"""The two set-up files, run by psql as the role that a case names, in databases of their own."""
+
+from __future__ import annotations
+
+import subprocess
+
+import psycopg2
+import pytest
+from conftest import ANN
+from lab.servers import PRISMA_USER, PROJECT, SUPERUSER_PASSWORD
+
+APP = str(PROJECT / "sql" / "app_readonly.sql")
+WAREHOUSE = str(PROJECT / "sql" / "warehouse_setup.sql")
+PASSWORD = "it's $ecret"
+
+
+@pytest.fixture
+def fresh(lab):
+    """A database of its own on the warehouse's server, with the app's table; its roles go with it."""
+    server = lab.warehouse
+    server.psql("-qc", "CREATE DATABASE fresh", database="postgres")
+    server.psql("-qc", PRISMA_USER, database="fresh")
+    yield server
+    server.psql("-qc", "DROP DATABASE fresh", database="postgres")
+    for role in ("someone", "own_reader", "own_writer"):
+        server.psql("-qc", "DROP ROLE IF EXISTS " + role, database="postgres")
+
+
+def set_up(server, path, *variables, role=None, database="fresh"):
+    """Run a set-up file. Returns what psql prints; raises CalledProcessError."""
+    command = server.psql_command("-f", path, *[word for value in variables for word in ("-v", value)],
+                                  database=database)
+    if role:
+        command[command.index("postgres")] = role
+    return subprocess.run(command, env=dict(server.psql_environment(), PGPASSWORD=SUPERUSER_PASSWORD),
+                          check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8").stdout
+
+
+def can_log_in(server, role, password):
+    try:
+        psycopg2.connect(host="127.0.0.1", port=server.port, dbname="fresh", user=role, password=password).close()
+    except psycopg2.OperationalError:
+        return False
+    return True
+
+
+FILES = {"app": (APP, "reader=own_reader", "app_password=", "own_reader", "app_readonly"),
+         "warehouse": (WAREHOUSE, "writer=own_writer", "writer_password=", "own_writer", "warehouse_writer")}
+
+
+@pytest.mark.parametrize("path, name, password, role, _", list(FILES.values()), ids=list(FILES))
+def test_no_role_is_left_with_a_known_password(fresh, path, name, password, role, _):
+    said = set_up(fresh, path, name)
+    assert said.splitlines()[-1].endswith("type:  \\password " + role), said
+    assert fresh.psql("-qAtc", "SELECT rolpassword IS NULL FROM pg_authid WHERE rolname = '%s'" % role) == "t\n"
+    assert not can_log_in(fresh, role, "CHANGE_ME") and not can_log_in(fresh, role, "")
+    assert len(set_up(fresh, path, name, password + PASSWORD).splitlines()) == 1
+    assert can_log_in(fresh, role, PASSWORD)
+    set_up(fresh, path, name)
+    assert can_log_in(fresh, role, PASSWORD), "running it again keeps the password"
+
+
+@pytest.mark.parametrize("path, name, _, role, __", list(FILES.values()), ids=list(FILES))
+def test_a_password_written_into_the_file_is_set_on_later_runs_too(fresh, tmp_path, path, name, _, role, __):
+    set_up(fresh, path, name)
+    edited = tmp_path / "edited.sql"
+    with open(path, encoding="utf-8") as file:  # as a user would by search and replace: everywhere
+        edited.write_text(file.read().replace("CHANGE_ME", "from the file"), encoding="utf-8")
+    assert len(set_up(fresh, str(edited), name).splitlines()) == 1
+    assert can_log_in(fresh, role, "from the file")
+
+
+def test_one_closing_line_names_role_table_and_database(fresh):
+    assert set_up(fresh, APP, "reader=own_reader", "app_password=x") == \
+        'own_reader may read public."User" in the database fresh.\n'
+    assert set_up(fresh, WAREHOUSE, "writer=own_writer", "writer_password=x") == \
+        "analytics.athlete_dim in the database fresh is ready for own_writer.\n"
+
+
+@pytest.mark.parametrize("source", ['public."Coach"', "public.seen", '"My App"."we""ird"'])
+def test_another_source(fresh, source):
+    fresh.psql("-qc", 'CREATE SCHEMA "My App"; CREATE VIEW public.seen AS SELECT 1 AS one;'
+                      'CREATE TABLE public."Coach" (); CREATE TABLE "My App"."we""ird" ()', database="fresh")
+    set_up(fresh, APP, "reader=own_reader", "table=" + source, "app_password=x")
+    assert fresh.psql("-qAtc", "SET ROLE own_reader; SELECT count(*) FROM " + source, database="fresh") != ""
+
+
+def test_the_wrong_database_is_left_as_it_is(fresh):
+    with pytest.raises(subprocess.CalledProcessError) as failure:
+        set_up(fresh, APP, "reader=own_reader", database="postgres")
+    assert 'there is no table public."User" in the database postgres' in failure.value.stderr
+    assert "with -h and -d" in failure.value.stderr
+    assert fresh.psql("-qAtc", "SELECT 1 FROM pg_roles WHERE rolname = 'own_reader'") == ""
+
+
+# Who may
+
+
+MAKE_SOMEONE = "CREATE ROLE someone LOGIN %s PASSWORD '" + SUPERUSER_PASSWORD + "'"
+OWN_ALL = 'ALTER DATABASE fresh OWNER TO someone; ALTER TABLE public."User" OWNER TO someone;' \
+          "ALTER SCHEMA public OWNER TO someone"
+
+
+def test_the_owner_with_createrole_can_do_it_all(fresh):
+    fresh.psql("-qc", MAKE_SOMEONE % "CREATEROLE", "-c", OWN_ALL, database="fresh")
+    set_up(fresh, APP, "reader=own_reader", "app_password=" + PASSWORD, role="someone")
+    set_up(fresh, WAREHOUSE, "writer=own_writer", "writer_password=" + PASSWORD, role="someone")
+    assert can_log_in(fresh, "own_reader", PASSWORD) and can_log_in(fresh, "own_writer", PASSWORD)
+    fresh.psql("-qc", "DROP OWNED BY own_reader, own_writer; REASSIGN OWNED BY someone TO postgres",
+               database="fresh")
+
+
+def test_a_mere_owner_can_grant_to_roles_that_are_there(fresh):
+    fresh.psql("-qc", MAKE_SOMEONE % "", "-c", OWN_ALL, "-c", "CREATE ROLE own_reader", "-c",
+               "CREATE ROLE own_writer", database="fresh")
+    said = set_up(fresh, APP, "reader=own_reader", role="someone")
+    assert said.splitlines()[1:] == [
+        "Left to a superuser:  ALTER ROLE own_reader SET default_transaction_read_only = on;"]
+    assert len(set_up(fresh, WAREHOUSE, "writer=own_writer", role="someone").splitlines()) == 1
+    fresh.psql("-qc", "REASSIGN OWNED BY someone TO postgres", database="fresh")
+
+
+# What is there already
+
+
+def test_a_history_of_an_older_shape_gets_what_it_lacks(fresh):
+    fresh.psql("-qc", "CREATE SCHEMA analytics; CREATE TABLE analytics.athlete_sync_run ("
+                      "run_id BIGSERIAL PRIMARY KEY, started_at TIMESTAMPTZ NOT NULL, finished_at TIMESTAMPTZ NOT NULL,"
+                      "result TEXT NOT NULL, note TEXT);"
+                      "INSERT INTO analytics.athlete_sync_run VALUES (1, now(), now(), 'ok', 'kept')",
+               database="fresh")
+    set_up(fresh, WAREHOUSE, "writer=own_writer", "writer_password=x")
+    set_up(fresh, WAREHOUSE, "writer=own_writer")
+    assert fresh.psql("-qAtc", "SELECT target, result, note, max_age FROM analytics.athlete_sync_run",
+                      database="fresh") == "analytics.athlete_dim|ok|kept|2 days\n"
+    assert fresh.psql("-qAtc", "SELECT verdict FROM analytics.athlete_sync_health", database="fresh") == "healthy\n"
+
+
+# Health goes by full runs
+
+
+@pytest.mark.parametrize("runs, verdict", [
+    ([], "never ran"),
+    ([("full", "ok", "1 hour")], "healthy"),
+    ([("full", "ok", "10 days"), ("incremental", "ok", "1 minute")], "stale"),
+    ([("incremental", "ok", "1 minute")], "stale"),
+    ([("full", "ok", "1 hour"), ("incremental", "failed", "1 minute")], "failing"),
+    ([("full", "ok", "1 hour"), ("full", "skipped", "1 minute")], "healthy"),
+], ids=str)
+def test_the_view_and_the_status_say_the_same(world, runs, verdict):
+    for mode, result, ago in runs:
+        world.warehouse.sql(
+            "INSERT INTO analytics.athlete_sync_run (target, started_at, finished_at, mode, result, exit_code,"
+            " rejects, version, max_age) VALUES ('analytics.athlete_dim', now() - %s::interval,"
+            " now() - %s::interval, %s, %s, 0, '[]', '1', '2 days')", ago, ago, mode, result)
+    assert world.warehouse.value("SELECT verdict FROM analytics.athlete_sync_health") == verdict
+    assert world.run("--status").out.startswith(verdict + ":")
+
+
+# The renames
+
+
+def test_the_writer_may_only_add_renames(world):
+    with world.warehouse.holding() as writer:
+        writer.sql("SET SESSION AUTHORIZATION warehouse_writer")
+        writer.sql("INSERT INTO analytics.athlete_rename VALUES (1, %s, 'Ann Archer', 'Ann Baker', now())", ANN)
+        for statement in ("DELETE FROM analytics.athlete_rename", "SELECT * FROM analytics.athlete_rename",
+                          "UPDATE analytics.athlete_rename SET old_name = ''", "TRUNCATE analytics.athlete_rename"):
+            writer.sql("SAVEPOINT before")
+            with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+                writer.sql(statement)
+            writer.sql("ROLLBACK TO before")
