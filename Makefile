@@ -11,6 +11,7 @@ SCRIPT  = python/scripts/sync_athletes_from_app.py
 TESTS   = python/tests
 ROWS   ?= 1000000
 ROUNDS ?= 3
+WORKERS ?= 3
 
 # Runs of the script as a subprocess count too, wherever they were started; but the last coverage for
 # Python 3.7 and 3.8 does not see them.
@@ -40,7 +41,7 @@ demo-stop:  ## stop and delete the servers that make demo KEEP=1 has left
 
 test: .venv/installed-dev  ## the whole suite on two throwaway Postgres servers; ARGS="-k rename" for a part
 	@$(COVERAGE) erase $(COVERAGE_RC)
-	$(COVERAGE) run $(COVERAGE_RC) -m pytest -rs $(TESTS) $(ARGS)
+	$(COVERAGE) run $(COVERAGE_RC) -m pytest -rs -n $(WORKERS) $(TESTS) $(ARGS)
 	@$(COVERAGE) combine --quiet $(COVERAGE_RC)
 	@$(COVERAGE) report $(COVERAGE_RC) $(if $(ARGS),,--fail-under=$(LEAST))
 

@@ -1046,10 +1046,11 @@ HISTORY_COLUMNS = """
         unchanged, missing, rejected, repeated, rejects, message, host, version, max_age,
         app_position, app_source, app_is_unique, dimension_rows"""
 
-# The server's clock on both ends: hosts that run the sync may disagree about the time.
+# The server's clock on both ends: hosts that run the sync may disagree about the time. Never later than now(),
+# with which athletes are stamped: who has an older stamp is missing.
 RECORD_RUN = """
 INSERT INTO analytics.athlete_sync_run (""" + HISTORY_COLUMNS + """)
-VALUES (%(target)s, clock_timestamp() - %(seconds)s * interval '1 second', clock_timestamp(),
+VALUES (%(target)s, least(now(), clock_timestamp() - %(seconds)s * interval '1 second'), clock_timestamp(),
         %(mode)s, %(result)s, %(exit_code)s, %(source)s, %(inserted)s, %(updated)s,
         %(unchanged)s, %(missing)s, %(rejected)s, %(repeated)s, %(rejects)s, %(message)s,
         %(host)s, %(version)s, %(max_age)s, %(app_position)s, %(app_source)s, %(app_is_unique)s,
