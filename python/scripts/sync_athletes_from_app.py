@@ -26,7 +26,7 @@ exit codes:
 #   The story                  main, and sync: a run in twenty lines
 #   The steps                  in the order of the run, each right below its SQL
 #   What the run reports       result line, history, ping
-#   Looking                    --check and --status
+#   Looking                    --check, --status and --diff
 #   Settings                   one row a variable
 #   Connections                one transaction a side, and the deadline
 #   What errors mean           and what to type next
@@ -184,7 +184,11 @@ def carry_athletes(warehouse: Database, settings: Settings, options: argparse.Na
     athletes = settle_duplicates(warehouse, staged, report)
     refuse_rejects(report, options)
     rows_to_write = compare_with_dimension(warehouse, athletes, report)
+    if options.diff:
+        note_changes(warehouse, rows_to_write, report)
     refuse_renaming_spree(report, settings, options)
+    if report.updated and not options.dry_run:
+        record_renames(warehouse, rows_to_write, report)
     upsert_athletes(warehouse, rows_to_write)
     prove_agreement(warehouse)
 
@@ -762,7 +766,7 @@ def refuse_rejects(report: Report, options: argparse.Namespace) -> None:
     if not report.rejected:
         return
     reasons = ", ".join("%d %s" % (count, reason) for reason, count in report.reject_reasons.most_common())
-    log.warning("app: %d rows rejected: %s; --dry-run --json lists up to %d of them", report.rejected, reasons,
+    log.warning("app: %d rows rejected: %s; --dry-run --diff --json lists up to %d of them", report.rejected, reasons,
                 report.MOST_REJECTS)
     if report.rejected == report.source and report.mode == "full":
         refuse(SyncError(
@@ -892,13 +896,52 @@ def refuse_renaming_spree(report: Report, settings: Settings, options: argparse.
     refuse(SyncError(
         SQL_OR_DATA, "warehouse", "%d of %d athletes would be renamed, more than %s allows; that looks like "
         "a wrong column, table or database" % (report.updated, in_dimension, limit),
-        "look with --dry-run; if it is meant, run with --allow-updates %d" % report.updated), options)
+        "look with --dry-run --diff; if it is meant, run with --allow-updates %d" % report.updated), options)
 
 
 def refuse(problem: SyncError, options: argparse.Namespace) -> None:
     if not options.dry_run:
         raise problem
     log.warning("without --dry-run this would be refused: %s", problem)
+
+
+# What the upsert is about to overwrite. COMPARED's shape of join, for the same reason.
+RENAMED = """
+SELECT staged.athlete_uuid AS uuid,
+       known.full_name     AS old_name,
+       staged.full_name    AS new_name
+  FROM {rows} AS staged
+  LEFT JOIN {dimension} AS known ON known.athlete_uuid = staged.athlete_uuid
+ WHERE staged.full_name IS NOT NULL
+   AND known.athlete_uuid IS NOT NULL
+   AND known.full_name COLLATE "C" IS DISTINCT FROM staged.full_name COLLATE "C"
+"""
+
+# Drawn before the run's row is written, which then takes the same number.
+DRAW_RUN_ID = "SELECT nextval(pg_get_serial_sequence('analytics.athlete_sync_run', 'run_id'))"
+
+# No RETURNING: the writer may only insert here.
+RECORD_RENAMES = """
+INSERT INTO analytics.athlete_rename (run_id, athlete_uuid, old_name, new_name, renamed_at)
+SELECT %(run_id)s, uuid, old_name, new_name, now()
+  FROM (""" + RENAMED + """) AS renamed
+"""
+
+
+def record_renames(warehouse: Database, rows: RowsToWrite, report: Report) -> None:
+    """Keep the names that are about to be overwritten. Whatever hinders that does not hinder the run."""
+    warehouse.run("SAVEPOINT before_renames; SET LOCAL lock_timeout = '3s'")
+    try:
+        run_id = warehouse.fetch_row(DRAW_RUN_ID)[0]
+        warehouse.run(RECORD_RENAMES, run_id=run_id, rows=rows.table)
+        report.run_id = run_id
+    except SyncError as problem:
+        if isinstance(problem.__cause__, psycopg2.extensions.QueryCanceledError):  # somebody stops the run
+            raise
+        warehouse.run("ROLLBACK TO SAVEPOINT before_renames")  # raises, if it is the connection that is lost
+        log.warning("warehouse: former names are not kept (%s); run once: psql -f sql/warehouse_setup.sql",
+                    problem.what)
+    warehouse.run("SET LOCAL lock_timeout = 0; RELEASE SAVEPOINT before_renames")
 
 
 # In the order of the key: the index is then filled from left to right (1,000,000 athletes: 3.0 s,
@@ -996,6 +1039,9 @@ class Report:
     rejects: List[Dict[str, Optional[str]]] = field(default_factory=list)
     reject_reasons: Counter = field(default_factory=Counter)
     message: Optional[str] = None
+    run_id: Optional[int] = None  # where renames were recorded; else the history draws its own
+    shows_changes: bool = False
+    changes: Optional[Dict[str, Any]] = None
     answer: Optional[str] = None  # what --check and --status say instead of the result line
     ping_url: Optional[str] = None
     ping_until: float = 0
@@ -1022,7 +1068,8 @@ class Report:
         log.error("%s", problem)
 
     def say_result(self) -> None:
-        line = self.answer or (self.json_line() if self.as_json else self.text_line())
+        line = self.answer or (self.json_line() if self.as_json else
+                               "\n".join(change_lines(self) + [self.text_line()]))
         write_or_forget(sys.stdout, "" if self.quiet and self.exit_code == OK else line + "\n")
         write_or_forget(sys.stderr, "")
 
@@ -1036,13 +1083,13 @@ class Report:
 
     def json_line(self) -> str:
         keys = ("result exit_code mode dry_run source inserted updated unchanged missing rejected "
-                "repeated seconds rejects message")
+                "repeated seconds rejects message" + " changes" * self.shows_changes)
         values = dict(vars(self), seconds=self.seconds())
         return json.dumps({key: values[key] for key in keys.split()})
 
 
 HISTORY_COLUMNS = """
-        target, started_at, finished_at, mode, result, exit_code, source_rows, inserted, updated,
+        run_id, target, started_at, finished_at, mode, result, exit_code, source_rows, inserted, updated,
         unchanged, missing, rejected, repeated, rejects, message, host, version, max_age,
         app_position, app_source, app_is_unique, dimension_rows"""
 
@@ -1050,7 +1097,8 @@ HISTORY_COLUMNS = """
 # with which athletes are stamped: who has an older stamp is missing.
 RECORD_RUN = """
 INSERT INTO analytics.athlete_sync_run (""" + HISTORY_COLUMNS + """)
-VALUES (%(target)s, least(now(), clock_timestamp() - %(seconds)s * interval '1 second'), clock_timestamp(),
+VALUES (%(run_id)s, %(target)s,
+        least(now(), clock_timestamp() - %(seconds)s * interval '1 second'), clock_timestamp(),
         %(mode)s, %(result)s, %(exit_code)s, %(source)s, %(inserted)s, %(updated)s,
         %(unchanged)s, %(missing)s, %(rejected)s, %(repeated)s, %(rejects)s, %(message)s,
         %(host)s, %(version)s, %(max_age)s, %(app_position)s, %(app_source)s, %(app_is_unique)s,
@@ -1086,7 +1134,8 @@ def history_row(settings: Settings, report: Report) -> Dict[str, Any]:
     dimension_rows = None
     if report.inserted is not None:
         dimension_rows = report.in_dimension + report.inserted
-    return dict(vars(report), target=target_of(settings), seconds=report.seconds(),
+    run_id = report.run_id or psycopg2.extensions.AsIs("DEFAULT")
+    return dict(vars(report), run_id=run_id, target=target_of(settings), seconds=report.seconds(),
                 dimension_rows=dimension_rows,
                 rejects=json.dumps([shown(reject) for reject in report.rejects]), host=platform.node(), version=VERSION,
                 max_age=settings["SYNC_MAX_AGE"])
@@ -1132,7 +1181,7 @@ def ping(url: str, event: str, body: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# Looking: --check and --status change nothing
+# Looking: --check and --status change nothing; --diff says who changes
 # ---------------------------------------------------------------------------------------------
 
 
@@ -1601,6 +1650,89 @@ def in_words(seconds: int) -> str:
         if seconds >= 2 * length:
             return "%d %s" % (seconds // length, unit)
     return "%d seconds" % seconds
+
+
+# --diff. Its names go to stdout alone, because they were asked for there.
+MOST_CHANGES = 100
+
+LIST_CHANGES = """
+SELECT coalesce(json_agg(change ORDER BY change.uuid), '[]')
+  FROM (SELECT *
+          FROM (%s) AS change
+         ORDER BY change.uuid
+         LIMIT """ + str(MOST_CHANGES) + """) AS change
+"""
+
+LIST_UPDATED = LIST_CHANGES % RENAMED
+
+LIST_INSERTED = LIST_CHANGES % """
+        SELECT staged.athlete_uuid AS uuid,
+               staged.full_name    AS name
+          FROM {rows} AS staged
+          LEFT JOIN {dimension} AS known ON known.athlete_uuid = staged.athlete_uuid
+         WHERE staged.full_name IS NOT NULL
+           AND known.athlete_uuid IS NULL
+"""
+
+# OFFSET 0, because Citus refuses to put a distributed table on this side of a join with a temporary one,
+# but not a subquery that it must read first.
+LIST_MISSING = LIST_CHANGES % """
+        SELECT known.athlete_uuid AS uuid,
+               known.full_name    AS name
+          FROM (SELECT athlete_uuid, full_name FROM {dimension} OFFSET 0) AS known
+          LEFT JOIN pg_temp.tmp_athlete_dim AS staged ON staged.athlete_uuid = known.athlete_uuid
+         WHERE staged.athlete_uuid IS NULL
+"""
+
+
+def note_changes(warehouse: Database, rows: RowsToWrite, report: Report) -> None:
+    """List what the comparison counted. The missing are None where they are not known."""
+    changes: Dict[str, Any] = {
+        "inserted": warehouse.fetch_row(LIST_INSERTED, rows=rows.table)[0] if report.inserted else [],
+        "updated": warehouse.fetch_row(LIST_UPDATED, rows=rows.table)[0] if report.updated else [],
+        "missing": None if report.missing is None else []}
+    if report.missing:
+        changes["missing"], = warehouse.try_row(LIST_MISSING) or (None,)
+        if changes["missing"] is None:
+            log.warning("warehouse: this server does not list who is missing; it was only counted")
+    changes["not_listed"] = {kind: None if listed is None else getattr(report, kind) - len(listed)
+                             for kind, listed in changes.items()}
+    report.changes = changes
+
+
+CHANGE_MARKS = [("inserted", "+", "32"), ("updated", "~", "33"), ("missing", "-", "31")]
+
+
+def change_lines(report: Report) -> List[str]:
+    lines = []
+    for kind, mark, colour in CHANGE_MARKS if report.changes else []:
+        begin, end = ("\033[%sm" % colour, "\033[0m") if is_colourful(sys.stdout) else ("", "")
+        for change in report.changes[kind] or []:
+            names = [one_line(name) for key, name in change.items() if key != "uuid"]
+            lines.append("%s%s %s %s%s" % (begin, mark, change["uuid"], " -> ".join(names), end))
+        if report.changes["not_listed"][kind]:
+            lines.append("%s%s and %d more%s" % (begin, mark, report.changes["not_listed"][kind], end))
+    return lines
+
+
+def is_colourful(stream: Any) -> bool:
+    """See no-color.org. A Windows console that knows no colours has no TERM either."""
+    return bool(stream and stream.isatty() and not os.environ.get("NO_COLOR")
+                and os.environ.get("TERM", "dumb") != "dumb")
+
+
+LONGEST_NAME = 60
+
+
+def one_line(name: Optional[str]) -> str:
+    """A name as a terminal may see it: no control, no bidirectional mark; quoted where its end is not plain."""
+    if name is None:
+        return "NULL"
+    shown = "".join(character if character.isprintable() and character != "\\" else ascii(character)[1:-1]
+                    for character in name[:LONGEST_NAME])
+    if shown != shown.strip() or not shown or "->" in shown or shown[0] == '"' or shown == "NULL":
+        shown = '"%s"' % shown
+    return shown if len(name) <= LONGEST_NAME else "%s... (%d characters)" % (shown, len(name))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -2359,6 +2491,8 @@ def read_command_line(argv: Optional[List[str]], report: Report) -> argparse.Nam
                          help="look at all that a run needs and say what to type; changes nothing")
     instead.add_argument("--status", action="store_true",
                          help="say from the run history whether the warehouse is fresh; 0 if so, 3 if not")
+    parser.add_argument("--diff", action="store_true",
+                        help="name the athletes that are new, renamed or missing, up to 100 of each")
     parser.add_argument("--incremental", action="store_true",
                         help="read only what changed since the last success, or all if that is not known")
     parser.add_argument("--strict", action="store_true", help="refuse the run if any row is rejected")
@@ -2375,7 +2509,7 @@ def read_command_line(argv: Optional[List[str]], report: Report) -> argparse.Nam
     options = parser.parse_args(argv)
     logging.getLogger().setLevel(logging.WARNING if options.quiet else
                                  logging.DEBUG if options.verbose else logging.INFO)
-    report.dry_run, report.quiet = options.dry_run, options.quiet
+    report.dry_run, report.quiet, report.shows_changes = options.dry_run, options.quiet, options.diff
     return options
 
 

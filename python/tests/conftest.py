@@ -29,10 +29,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lab import servers
 from lab.servers import READER_PASSWORD, SCRIPT, SUPERUSER_PASSWORD, WRITER_PASSWORD
 
-HISTORY = "analytics.athlete_sync_run"
+HISTORY, RENAMES = "analytics.athlete_sync_run", "analytics.athlete_rename"
 LONG_AGO = "2020-01-01 00:00:00+00"
 RESULT_KEYS = ("result exit_code mode dry_run source inserted updated unchanged missing rejected repeated "
                "seconds rejects message").split()
+RENAME_TABLE = """
+CREATE TABLE IF NOT EXISTS analytics.athlete_rename (
+    run_id       BIGINT NOT NULL,
+    athlete_uuid UUID NOT NULL,
+    old_name     TEXT,
+    new_name     TEXT NOT NULL,
+    renamed_at   TIMESTAMPTZ NOT NULL
+);
+GRANT INSERT ON TABLE analytics.athlete_rename TO warehouse_writer;
+"""
 NO_SETTINGS = tempfile.NamedTemporaryFile(suffix=".env")  # empty, and nobody else may read it
 RUN_MAY_TAKE = 60  # seconds; a run that takes longer is stuck, and the test shall say so
 
@@ -49,6 +59,7 @@ def lab():
     options = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off"}
     with servers.two_servers(**options) as two_servers:
         two_servers.set_up()
+        two_servers.warehouse.psql("-qc", RENAME_TABLE)
         two_servers.warehouse.psql("-qc", "CREATE TABLE public.bystander AS SELECT 1 AS one")
         yield two_servers
 
@@ -65,7 +76,7 @@ def sides(lab):
 def world(lab, sides, script):
     app, warehouse = sides
     app.sql('TRUNCATE public."User"')
-    warehouse.sql("TRUNCATE analytics.athlete_dim, analytics.athlete_sync_run RESTART IDENTITY")
+    warehouse.sql("TRUNCATE analytics.athlete_dim, analytics.athlete_sync_run, analytics.athlete_rename RESTART IDENTITY")
     world = World(lab, app, warehouse, script)
     yield world
     for process in world.started:
@@ -204,14 +215,14 @@ class World:
 
     def sync(self, *flags, **settings):
         """Run main() in this process with --json. For what a row becomes; a tenth of a subprocess's time."""
-        with self.held_to_the_rules(settings) as runs:
+        with self.held_to_the_rules(flags, settings) as runs:
             runs.append(run_in_process(self.script, arguments(("--json",) + flags),
                                        self.environment(settings)))
         return runs[0]
 
     def run(self, *flags, **settings):
         """Run the script as a scheduler does: a subprocess, started elsewhere than in the project."""
-        with self.held_to_the_rules(settings) as runs:
+        with self.held_to_the_rules(flags, settings) as runs:
             runs.append(finish(self.start(*flags, **settings)))
         return runs[0]
 
@@ -253,38 +264,54 @@ class World:
     # True of every run
 
     @contextlib.contextmanager
-    def held_to_the_rules(self, settings):
+    def held_to_the_rules(self, flags, settings):
         try:
             table = self.warehouse.value("SELECT to_regclass(%s)::text",
                                          settings.get("WH_TABLE") or "analytics.athlete_dim")
         except psycopg2.errors.InvalidName:  # before PostgreSQL 16; since then it is NULL
             table = None
         app_before = self.app.snapshot()
-        warehouse_before = self.warehouse.snapshot(leaving_out=(table, HISTORY))
+        warehouse_before = self.warehouse.snapshot(leaving_out=(table, HISTORY, RENAMES))
         runs = []
         yield runs
         assert self.app.snapshot() == app_before, "the app was changed"
-        assert self.warehouse.snapshot(leaving_out=(table, HISTORY)) == warehouse_before, \
+        assert self.warehouse.snapshot(leaving_out=(table, HISTORY, RENAMES)) == warehouse_before, \
             "something else in the warehouse was changed"
         for run in runs:
-            self.check_numbers(run)
-            self.check_secrets(run, settings)
+            self.check_numbers(run, flags)
+            self.check_secrets(run, flags, settings)
 
-    def check_numbers(self, run):
+    def check_numbers(self, run, flags):
         if not run.out.strip().startswith("{"):
             return
         known = run.result
-        assert (list(known), known["exit_code"]) == (RESULT_KEYS, run.code)
+        assert (list(known), known["exit_code"]) == (RESULT_KEYS + ["changes"] * ("--diff" in flags), run.code)
         if known["result"] != "ok":
             return
         assert known["source"] == sum(known[key] for key in (
             "inserted", "updated", "unchanged", "rejected", "repeated")), run
 
-    def check_secrets(self, run, settings):
+    def check_secrets(self, run, flags, settings):
+        """Names of athletes are printed where --diff asks for them, on stdout, and nowhere else."""
         secrets = {READER_PASSWORD, WRITER_PASSWORD, *(settings.get(p + "_PASSWORD") for p in ("APP", "WH"))}
-        names = {name for name, in self.app.sql('SELECT name FROM public."User"') if len(name or "") > 5}
-        for secret in (secrets | names) - {None, ""}:
+        names = {name for side, query in ((self.app, 'SELECT name FROM public."User"'),
+                                          (self.warehouse, "SELECT full_name FROM analytics.athlete_dim"))
+                 for name, in side.sql(query) if len(name or "") > 5}
+        nameless = run.err + self.history_text() + ("" if "--diff" in flags else run.out)
+        for secret in secrets - {None, ""}:
             assert secret not in run.out + run.err, "printed: %r" % secret
+        for name in names:
+            assert name not in nameless, "printed or kept: %r" % name
+
+    def history_text(self):
+        if not self.warehouse.value("SELECT to_regclass(%s)", HISTORY):
+            return ""
+        return self.warehouse.value("SELECT coalesce(string_agg(run::text, ' '), '') FROM %s AS run" % HISTORY)
+
+    def renames(self):
+        """What was overwritten, oldest first."""
+        return self.warehouse.sql("SELECT run_id, athlete_uuid::text, old_name, new_name"
+                                  "  FROM analytics.athlete_rename ORDER BY run_id, athlete_uuid")
 
 
 @contextlib.contextmanager
@@ -292,7 +319,7 @@ def empty_world(lab, script):
     """The world of tests, on a lab of its own."""
     app, warehouse = Side(lab.app), Side(lab.warehouse)
     app.sql('TRUNCATE public."User"')
-    warehouse.sql("TRUNCATE analytics.athlete_dim, analytics.athlete_sync_run RESTART IDENTITY")
+    warehouse.sql("TRUNCATE analytics.athlete_dim, analytics.athlete_sync_run, analytics.athlete_rename RESTART IDENTITY")
     try:
         yield World(lab, app, warehouse, script)
     finally:
