@@ -33,16 +33,6 @@ HISTORY, RENAMES = "analytics.athlete_sync_run", "analytics.athlete_rename"
 LONG_AGO = "2020-01-01 00:00:00+00"
 RESULT_KEYS = ("result exit_code mode dry_run source inserted updated unchanged missing rejected repeated "
                "seconds rejects message").split()
-RENAME_TABLE = """
-CREATE TABLE IF NOT EXISTS analytics.athlete_rename (
-    run_id       BIGINT NOT NULL,
-    athlete_uuid UUID NOT NULL,
-    old_name     TEXT,
-    new_name     TEXT NOT NULL,
-    renamed_at   TIMESTAMPTZ NOT NULL
-);
-GRANT INSERT ON TABLE analytics.athlete_rename TO warehouse_writer;
-"""
 NO_SETTINGS = tempfile.NamedTemporaryFile(suffix=".env")  # empty, and nobody else may read it
 RUN_MAY_TAKE = 60  # seconds; a run that takes longer is stuck, and the test shall say so
 
@@ -59,7 +49,6 @@ def lab():
     options = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off"}
     with servers.two_servers(**options) as two_servers:
         two_servers.set_up()
-        two_servers.warehouse.psql("-qc", RENAME_TABLE)
         two_servers.warehouse.psql("-qc", "CREATE TABLE public.bystander AS SELECT 1 AS one")
         yield two_servers
 
@@ -87,6 +76,10 @@ def world(lab, sides, script):
 
 @pytest.fixture(scope="session")
 def script():
+    return load_script()
+
+
+def load_script():
     """The program as a module: for calling main(), and for its tables."""
     specification = importlib.util.spec_from_file_location("sync_athletes_from_app", str(SCRIPT))
     module = importlib.util.module_from_spec(specification)

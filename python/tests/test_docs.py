@@ -176,7 +176,7 @@ def test_the_result_line_is_shown_as_it_is_printed(world):
 
 def test_the_keys_of_the_result_are_told(world):
     told = page("settings.md").split("one object with the keys")[1]
-    assert re.findall(r"`(\w+)`", told.replace("`uuid` and", "").replace("`reason`", "")) == list(world.sync().result)
+    assert re.findall(r"`(\w+)`", told.replace("`uuid` and", "").replace("`reason`", "")) == list(world.sync("--diff").result)
 
 
 def test_every_option_that_is_named_exists(world):
