@@ -1653,21 +1653,14 @@ def in_words(seconds: int) -> str:
 
 
 # --diff. Its names go to stdout alone, because they were asked for there.
-MOST_CHANGES = 100
-
 LIST_CHANGES = """
 SELECT coalesce(json_agg(change ORDER BY change.uuid), '[]')
-  FROM (SELECT *
-          FROM (%s) AS change
-         ORDER BY change.uuid
-         LIMIT """ + str(MOST_CHANGES) + """) AS change
+  FROM (%s ORDER BY uuid LIMIT 100) AS change
 """
-
 LIST_UPDATED = LIST_CHANGES % RENAMED
 
 LIST_INSERTED = LIST_CHANGES % """
-        SELECT staged.athlete_uuid AS uuid,
-               staged.full_name    AS name
+        SELECT staged.athlete_uuid AS uuid, staged.full_name AS name
           FROM {rows} AS staged
           LEFT JOIN {dimension} AS known ON known.athlete_uuid = staged.athlete_uuid
          WHERE staged.full_name IS NOT NULL
@@ -1677,8 +1670,7 @@ LIST_INSERTED = LIST_CHANGES % """
 # OFFSET 0, because Citus refuses to put a distributed table on this side of a join with a temporary one,
 # but not a subquery that it must read first.
 LIST_MISSING = LIST_CHANGES % """
-        SELECT known.athlete_uuid AS uuid,
-               known.full_name    AS name
+        SELECT known.athlete_uuid AS uuid, known.full_name AS name
           FROM (SELECT athlete_uuid, full_name FROM {dimension} OFFSET 0) AS known
           LEFT JOIN pg_temp.tmp_athlete_dim AS staged ON staged.athlete_uuid = known.athlete_uuid
          WHERE staged.athlete_uuid IS NULL
@@ -1704,9 +1696,12 @@ CHANGE_MARKS = [("inserted", "+", "32"), ("updated", "~", "33"), ("missing", "-"
 
 
 def change_lines(report: Report) -> List[str]:
+    """Coloured on a terminal, unless NO_COLOR is set. A Windows console that knows no colours has no TERM."""
+    coloured = (sys.stdout and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+                and os.environ.get("TERM", "dumb") != "dumb")
     lines = []
     for kind, mark, colour in CHANGE_MARKS if report.changes else []:
-        begin, end = ("\033[%sm" % colour, "\033[0m") if is_colourful(sys.stdout) else ("", "")
+        begin, end = ("\033[%sm" % colour, "\033[0m") if coloured else ("", "")
         for change in report.changes[kind] or []:
             names = [one_line(name) for key, name in change.items() if key != "uuid"]
             lines.append("%s%s %s %s%s" % (begin, mark, change["uuid"], " -> ".join(names), end))
@@ -1715,24 +1710,15 @@ def change_lines(report: Report) -> List[str]:
     return lines
 
 
-def is_colourful(stream: Any) -> bool:
-    """See no-color.org. A Windows console that knows no colours has no TERM either."""
-    return bool(stream and stream.isatty() and not os.environ.get("NO_COLOR")
-                and os.environ.get("TERM", "dumb") != "dumb")
-
-
-LONGEST_NAME = 60
-
-
-def one_line(name: Optional[str]) -> str:
+def one_line(name: Optional[str], longest: int = 60) -> str:
     """A name as a terminal may see it: no control, no bidirectional mark; quoted where its end is not plain."""
     if name is None:
         return "NULL"
     shown = "".join(character if character.isprintable() and character != "\\" else ascii(character)[1:-1]
-                    for character in name[:LONGEST_NAME])
+                    for character in name[:longest])
     if shown != shown.strip() or not shown or "->" in shown or shown[0] == '"' or shown == "NULL":
         shown = '"%s"' % shown
-    return shown if len(name) <= LONGEST_NAME else "%s... (%d characters)" % (shown, len(name))
+    return shown if len(name) <= longest else "%s... (%d characters)" % (shown, len(name))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -56,6 +56,11 @@ def test_a_run_that_changes_nothing_names_nobody(world):
     assert as_text(world, "--diff") == []
 
 
+def test_quiet_is_silent_on_success(world):
+    three_changes(world)
+    assert run_in_process(world.script, arguments(["-q", "--diff"]), world.environment({})).out == ""
+
+
 def test_an_incremental_run_does_not_know_who_is_missing(world):
     world.app.sql('CREATE UNIQUE INDEX one_athlete ON public."User" (uuid)')
     try:
@@ -231,6 +236,19 @@ def test_without_a_history_there_is_no_run_to_name(world):
                                  "ALTER TABLE analytics.elsewhere RENAME TO athlete_sync_run"):
         run = run_in_process(world.script, arguments(["--json"]), world.environment({}))
     assert (run.code, world.dimension()[BOB], world.renames()) == (0, "Bob Baker", []), run
+
+
+def test_a_run_that_fails_keeps_nothing(world):
+    """The renames are part of its one transaction; its row in the history has the number that was drawn."""
+    three_changes(world)
+    with world.warehouse.changed(
+            "CREATE FUNCTION public.shout() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN NEW.full_name := upper(NEW.full_name); RETURN NEW; END $$;"
+            "CREATE TRIGGER shouts BEFORE UPDATE ON analytics.athlete_dim"
+            " FOR EACH ROW EXECUTE PROCEDURE public.shout()", "DROP FUNCTION public.shout() CASCADE"):
+        run = run_in_process(world.script, arguments(["--json"]), world.environment({}))
+    assert (run.code, world.renames(), world.dimension()[BOB]) == (3, [], "Bob Bowman"), run
+    assert [(row["run_id"], row["result"]) for row in world.history()] == [(1, "failed")]
 
 
 def test_random_runs(world):
