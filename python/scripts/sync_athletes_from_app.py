@@ -18,7 +18,7 @@ exit codes:
   1  configuration: a setting is missing or malformed, wrong option, package not installed
   2  connection: refused, unknown host, wrong password, connection lost, deadline passed
   3  SQL or data: relation, privilege, constraint, lock or disk; a guard refused; the proof failed
-  4  unexpected: a defect, or interrupted by Ctrl-C or SIGTERM
+  4  unexpected: a defect, or interrupted by Ctrl-C, SIGTERM or a closed terminal (SIGHUP)
 """
 
 # This file, from the top:
@@ -56,8 +56,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-SIGNALS_TO_STOP = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK")
-                   if hasattr(signal, name)]
+SIGNALS_TO_STOP = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+                   if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN]
 
 
 def leave_at_once(*_: object) -> None:
@@ -136,26 +136,23 @@ def main(argv: Optional[List[str]] = None) -> int:
                 if options.status:
                     show_status(settings, report, watchdog)
                 else:
-                    sync_or_record_why_not(settings, options, report, watchdog)
+                    sync_and_tell(settings, options, report, watchdog)
     except Exception as error:
         report.fail(as_sync_error(error))
     report.say_result()
-    ping_result(report)
     return report.exit_code
 
 
-def sync_or_record_why_not(settings: Settings, options: argparse.Namespace, report: Report,
-                           watchdog: Watchdog) -> None:
-    if settings["SYNC_PING_URL"] and not options.dry_run:
-        report.ping_url, report.ping_until = settings["SYNC_PING_URL"], watchdog.ends_at
-        start_ping(report, "start", "")
+def sync_and_tell(settings: Settings, options: argparse.Namespace, report: Report,
+                  watchdog: Watchdog) -> None:
+    """However the run ends, it is told: a line, the result, the history, a ping."""
+    if not options.dry_run:
+        report.tell = Telling(settings, report, watchdog)
     try:
         sync(settings, options, report, watchdog)
     except Exception as error:
-        problem = as_sync_error(error)
-        report.fail(problem)
-        if not options.dry_run and (problem.side, problem.code) != ("warehouse", CONNECTION):
-            record_failure(settings, report)
+        report.fail(as_sync_error(error))
+    report.say_result()
 
 
 def sync(settings: Settings, options: argparse.Namespace, report: Report, watchdog: Watchdog) -> None:
@@ -205,15 +202,30 @@ SELECT pg_try_advisory_xact_lock(1096043596, {dimension_text}::regclass::oid::in
 
 
 def take_lock(warehouse: Database) -> bool:
+    """Take the run's lock; from a run that should be over by now, if need be.
+
+    Raises SyncError (data) if that one may not be ended.
+    """
     if warehouse.fetch_row(TAKE_LOCK)[0]:
         return True
+    holder = lock_holder(warehouse)
+    if holder and holder.is_overdue:
+        end_holder(warehouse, holder)
+        return True
     log.info("warehouse: skipped: another run holds the lock of %s: %s",
-             warehouse.settings["WH_TABLE"].spelling, lock_holder(warehouse) or "it has just ended")
+             warehouse.settings["WH_TABLE"].spelling, holder or "it has just ended")
     return False
 
 
+# A run ends its transaction by its deadline, or the server does, two seconds later. Whoever is older is
+# frozen, or its host is gone, and the server waits for it in vain. Of another role's sessions
+# pg_stat_activity tells neither age nor program.
 WHO_HOLDS_THE_LOCK = """
-SELECT held.pid, activity.client_addr::text, activity.xact_start::timestamptz(0)::text
+SELECT held.pid,
+       coalesce(activity.client_addr::text, '?'),
+       coalesce(activity.xact_start::timestamptz(0)::text, '?'),
+       coalesce(activity.application_name = 'sync_athletes' AND activity.usename = current_user, false),
+       coalesce(activity.xact_start < clock_timestamp() - %(seconds)s * interval '1 second', false)
   FROM pg_catalog.pg_locks AS held
   LEFT JOIN pg_catalog.pg_stat_activity AS activity ON activity.pid = held.pid
  WHERE held.locktype = 'advisory'
@@ -222,11 +234,44 @@ SELECT held.pid, activity.client_addr::text, activity.xact_start::timestamptz(0)
    AND held.objid = {dimension_text}::regclass::oid
    AND held.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
 """
+SECONDS_TO_END_BY_ITSELF = 5
 
 
-def lock_holder(warehouse: Database) -> Optional[str]:
-    holder = warehouse.run(WHO_HOLDS_THE_LOCK).fetchone()
-    return holder and "backend %s from %s since %s" % tuple(known or "?" for known in holder)
+class Holder(NamedTuple):
+    """The backend that holds the run's lock: WHO_HOLDS_THE_LOCK's columns."""
+
+    pid: int
+    address: str
+    since: str
+    is_a_run_of_ours: bool
+    is_overdue: bool
+
+    def __str__(self) -> str:
+        return "backend %d from %s since %s" % (self.pid, self.address, self.since)
+
+
+def lock_holder(warehouse: Database) -> Optional[Holder]:
+    seconds = warehouse.settings["SYNC_DEADLINE"] + SECONDS_TO_END_BY_ITSELF
+    row = warehouse.run(WHO_HOLDS_THE_LOCK, seconds=seconds).fetchone()
+    return Holder(*row) if row else None
+
+
+END_HOLDER = "SELECT pg_terminate_backend(%(pid)s)"
+SECONDS_TO_END_HOLDER = 5
+
+
+def end_holder(warehouse: Database, holder: Holder) -> None:
+    if holder.is_a_run_of_ours:
+        log.warning("warehouse: the run that holds the lock is older than SYNC_DEADLINE and is ended: %s", holder)
+        warehouse.run(END_HOLDER, pid=holder.pid)
+        until = time.monotonic() + SECONDS_TO_END_HOLDER
+        while time.monotonic() < until:
+            if warehouse.fetch_row(TAKE_LOCK)[0]:
+                return
+            warehouse.watchdog.sleep(0.1)
+    raise SyncError(
+        SQL_OR_DATA, "warehouse", "the run's lock is held for longer than any run may live: %s" % str(holder),
+        "as a superuser: SELECT pg_terminate_backend(%d);" % holder.pid)
 
 
 LIST_INHERITANCE_CHILDREN = """
@@ -929,19 +974,24 @@ SELECT %(run_id)s, uuid, old_name, new_name, now()
 
 
 def record_renames(warehouse: Database, rows: RowsToWrite, report: Report) -> None:
-    """Keep the names that are about to be overwritten. Whatever hinders that does not hinder the run."""
-    warehouse.run("SAVEPOINT before_renames; SET LOCAL lock_timeout = '3s'")
-    try:
+    with optional_write(warehouse, "former names are not kept"):
         run_id = warehouse.fetch_row(DRAW_RUN_ID)[0]
         warehouse.run(RECORD_RENAMES, run_id=run_id, rows=rows.table)
         report.run_id = run_id
+
+
+@contextmanager
+def optional_write(warehouse: Database, consequence: str) -> Iterator[None]:
+    """Around what the sync can do without: if it is refused, or locked for 5 s, warn and go on."""
+    warehouse.run("SAVEPOINT before_optional; SET LOCAL lock_timeout = '5s'")
+    try:
+        yield
     except SyncError as problem:
         if isinstance(problem.__cause__, psycopg2.extensions.QueryCanceledError):  # somebody stops the run
             raise
-        warehouse.run("ROLLBACK TO SAVEPOINT before_renames")  # raises, if it is the connection that is lost
-        log.warning("warehouse: former names are not kept (%s); run once: psql -f sql/warehouse_setup.sql",
-                    problem.what)
-    warehouse.run("SET LOCAL lock_timeout = 0; RELEASE SAVEPOINT before_renames")
+        warehouse.run("ROLLBACK TO SAVEPOINT before_optional")  # raises, if it is the connection that is lost
+        log.warning("warehouse: %s (%s); run once: psql -f sql/warehouse_setup.sql", consequence, problem.what)
+    warehouse.run("SET LOCAL lock_timeout = 0; RELEASE SAVEPOINT before_optional")
 
 
 # In the order of the key: the index is then filled from left to right (1,000,000 athletes: 3.0 s,
@@ -1043,8 +1093,9 @@ class Report:
     shows_changes: bool = False
     changes: Optional[Dict[str, Any]] = None
     answer: Optional[str] = None  # what --check and --status say instead of the result line
-    ping_url: Optional[str] = None
-    ping_until: float = 0
+    tell: Optional[Telling] = None
+    saying: Any = field(default_factory=threading.Lock)
+    said: threading.Event = field(default_factory=threading.Event)
     started: float = field(default_factory=time.monotonic)
     as_json: bool = False
     quiet: bool = False
@@ -1067,11 +1118,20 @@ class Report:
         log.debug("%s\n%s", type(cause).__name__, "".join(traceback.format_tb(cause.__traceback__)).rstrip())
         log.error("%s", problem)
 
-    def say_result(self) -> None:
+    def say_result(self, problem: Optional[SyncError] = None) -> None:
+        """Say it once, whoever comes first: the run itself, or the watchdog with the `problem` that ends it."""
+        with self.saying:
+            if self.said.is_set():
+                return
+            if problem and self.exit_code == OK:
+                self.fail(problem)
+            self.said.set()
         line = self.answer or (self.json_line() if self.as_json else
                                "\n".join(change_lines(self) + [self.text_line()]))
         write_or_forget(sys.stdout, "" if self.quiet and self.exit_code == OK else line + "\n")
         write_or_forget(sys.stderr, "")
+        if self.tell:
+            self.tell.result()
 
     def text_line(self) -> str:
         counts = ("source", "inserted", "updated", "unchanged", "missing", "rejected")
@@ -1107,35 +1167,35 @@ VALUES (%(run_id)s, %(target)s,
 
 
 def record_run(warehouse: Database, report: Report) -> None:
-    """Write the run into the history, where setup has made one; without, the sync still works."""
-    warehouse.run("SAVEPOINT before_history")
-    try:
-        warehouse.run(RECORD_RUN, **history_row(warehouse.settings, report))
-    except SyncError as problem:
-        if not is_not_to_be_had(problem):
-            raise
-        warehouse.run("ROLLBACK TO SAVEPOINT before_history")
-        log.warning("warehouse: no run history (%s); run once: psql -f sql/warehouse_setup.sql", problem.what)
+    """Write the run into the history, in its own transaction. It never fails a run that is right."""
+    with optional_write(warehouse, "this run is not in the run history"):
+        warehouse.run(RECORD_RUN, **history_row(warehouse.settings, report, warehouse.encoding()))
 
 
-def record_failure(settings: Settings, report: Report) -> None:
-    """Write a failed run into the history, in a transaction of its own, if the warehouse can be reached."""
+def record_failure(settings: Settings, report: Report, watchdog: Watchdog) -> None:
+    """Write a failed run into the history, over a connection of its own: the run's is rolled back, or gone."""
     try:
-        connection = psycopg2.connect(**dict(settings.warehouse.libpq, connect_timeout=5))
+        parameters = connection_parameters(settings.warehouse, settings, watchdog)
+        connection = psycopg2.connect(**dict(parameters, connect_timeout=LAST_ACT_SECONDS))
+        encoding = connection.info.parameter_status("server_encoding")
         with connection.cursor() as cursor:
-            cursor.execute(RECORD_RUN, history_row(settings, report))
+            cursor.execute("SET LOCAL lock_timeout = '4s'; SET LOCAL statement_timeout = '4s'")
+            cursor.execute(RECORD_RUN, history_row(settings, report, encoding))
         connection.commit()
         connection.close()
-    except (psycopg2.Error, UnicodeDecodeError) as unrecorded:
-        log.debug("warehouse: the failure is not in the run history: %s", type(unrecorded).__name__)
+    except Exception:  # a courtesy, like the ping; the failure's own line stays the last one
+        pass
 
 
-def history_row(settings: Settings, report: Report) -> Dict[str, Any]:
-    dimension_rows = None
+def history_row(settings: Settings, report: Report, encoding: str) -> Dict[str, Any]:
+    """The parameters of RECORD_RUN. Where the warehouse may lack a character, it is written as \\uXXXX."""
+    dimension_rows, message = None, report.message
+    if message and encoding != "UTF8":
+        message = message.encode("ascii", "backslashreplace").decode()
     if report.inserted is not None:
         dimension_rows = report.in_dimension + report.inserted
     run_id = report.run_id or psycopg2.extensions.AsIs("DEFAULT")
-    return dict(vars(report), run_id=run_id, target=target_of(settings), seconds=report.seconds(),
+    return dict(vars(report), run_id=run_id, message=message, target=target_of(settings), seconds=report.seconds(),
                 dimension_rows=dimension_rows,
                 rejects=json.dumps([shown(reject) for reject in report.rejects]), host=platform.node(), version=VERSION,
                 max_age=settings["SYNC_MAX_AGE"])
@@ -1154,20 +1214,47 @@ def target_of(settings: Settings) -> str:
 
 
 PING_SECONDS = 10
+LAST_ACT_SECONDS = 5
 
 
-def ping_result(report: Report) -> None:
-    """Wait for the last ping, but not beyond the deadline, and hardly at all when interrupted."""
-    if report.ping_url:
-        left = 0 if report.exit_code == UNEXPECTED else report.ping_until - time.monotonic()
-        pinging = start_ping(report, str(report.exit_code), report.text_line())
-        pinging.join(min(PING_SECONDS, max(0.5, left)))
-        if pinging.is_alive():
-            log.warning("ping: SYNC_PING_URL/%d has not answered in time", report.exit_code)
+class Telling:
+    """Tells the ping service and, of a failure, the run history; in threads, because either may not answer."""
+
+    def __init__(self, settings: Settings, report: Report, watchdog: Watchdog):
+        self.settings, self.report, self.watchdog = settings, report, watchdog
+        self.url = settings["SYNC_PING_URL"]
+        self.start = self.ping("start", "") if self.url else None
+
+    def ping(self, event: str, body: str) -> threading.Thread:
+        return in_background(lambda: ping(self.url, event, body))
+
+    def result(self) -> None:
+        """Tell how the run ended: for as long as pings take, but LAST_ACT_SECONDS after a stop or the deadline."""
+        pinging = in_background(self.ping_result) if self.url else None
+        acts = [pinging] if pinging else []
+        if self.report.exit_code != OK and self.watchdog.has_reached("warehouse"):
+            acts.append(in_background(lambda: record_failure(self.settings, self.report, self.watchdog)))
+        now = time.monotonic()
+        end = now if self.watchdog.stopped_by else max(now, self.watchdog.ends_at)
+        until = min(now + 2 * PING_SECONDS, end + LAST_ACT_SECONDS)
+        for act in acts:
+            act.join(max(0.0, until - time.monotonic()))
+        if pinging and pinging.is_alive():
+            log.warning("ping: SYNC_PING_URL/%s has not answered in time", self.event())
+
+    def ping_result(self) -> None:
+        """After the start's ping, or the service would believe that the next run is under way."""
+        if self.start:
+            self.start.join()
+        ping(self.url, self.event(), self.report.text_line())
+
+    def event(self) -> str:
+        """A skipped run is no success: of the run that holds the lock nobody knows yet how it will end."""
+        return "log" if self.report.result == "skipped" else str(self.report.exit_code)
 
 
-def start_ping(report: Report, event: str, body: str) -> threading.Thread:
-    thread = threading.Thread(target=ping, args=(report.ping_url, event, body), daemon=True)
+def in_background(act: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=act, daemon=True)
     thread.start()
     return thread
 
@@ -1555,7 +1642,7 @@ def check_pooler(database: Database) -> List[Check]:
 def check_lock(warehouse: Database) -> Check:
     holder = lock_holder(warehouse)
     if holder:
-        return Check("warn", "warehouse", "run's lock", "held by " + holder, "wait for that run to end")
+        return Check("warn", "warehouse", "run's lock", "held by %s" % str(holder), "wait for that run to end")
     return Check("ok", "warehouse", "run's lock", "free")
 
 
@@ -1610,17 +1697,17 @@ def show_status(settings: Settings, report: Report, watchdog: Watchdog) -> None:
         cursor = warehouse.run(READ_LAST_RUNS, target=target_of(settings))
         runs = [dict(zip([column.name for column in cursor.description], row)) for row in cursor]
         holder = lock_holder(warehouse)
+        running = str(holder) if holder else None
     report.exit_code = OK if verdict == "healthy" else SQL_OR_DATA
     if report.as_json:
         report.answer = json.dumps({
             "verdict": verdict, "exit_code": report.exit_code, "last_success": last_success,
-            "age_seconds": age, "running": holder, "runs": runs})
+            "age_seconds": age, "running": running, "runs": runs})
     else:
         since = "no success yet"
         if last_success:
             since = "last success %s, %s ago" % (last_success, in_words(age))
-        running = ["running: " + holder] if holder else []
-        report.answer = "\n".join(["%s: %s" % (verdict, since)] + running
+        report.answer = "\n".join(["%s: %s" % (verdict, since)] + ["running: %s" % running] * bool(running)
                                   + table_of_runs(runs) + last_rejects(runs))
 
 
@@ -2163,11 +2250,12 @@ class Database:
 
 
 class Watchdog(threading.Thread):
-    """Ends the run at its deadline, or on Ctrl-C or SIGTERM, wherever it stands.
+    """Ends the run at its deadline, or on Ctrl-C, SIGTERM or SIGHUP, wherever it stands.
 
     A thread, because the main one may sit in libpq, where Python's signal handlers do not run. It
-    asks the servers to cancel, then cuts the connections, then ends the process: each step only if
-    the one before has not helped. Signals reach it through a socket, which works on Windows too.
+    asks the servers to cancel, then cuts the connections, then says the result itself: each step only if
+    the one before has not helped. What is told after the result has LAST_ACT_SECONDS, or until a second
+    signal; then the process ends. Signals reach it through a socket, which works on Windows too.
     """
 
     SECONDS_TO_CANCEL, SECONDS_TO_UNWIND = 0.8, 0.6
@@ -2180,20 +2268,18 @@ class Watchdog(threading.Thread):
         self.stopped_by: Optional[SyncError] = None
         self.outcome = "rolled back"
         self.over = threading.Event()
-        self.ending = threading.Lock()
         self.alarm, self.bell = socket.socketpair()
         self.bell.setblocking(False)
 
     def __enter__(self) -> Watchdog:
         for signal_ in SIGNALS_TO_STOP:
-            signal.signal(signal_, lambda *_: None)  # the bell does the work
+            signal.signal(signal_, lambda *_: None)  # set_wakeup_fd writes its number into the socket
         signal.set_wakeup_fd(self.bell.fileno())
         self.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        with self.ending:
-            self.over.set()
+        self.over.set()
         signal.set_wakeup_fd(-1)
         self.bell.send(b"\0")
         self.join()
@@ -2211,35 +2297,44 @@ class Watchdog(threading.Thread):
             self.over.wait(0.1)
         self.check()
 
+    def has_reached(self, side: str) -> bool:
+        return any(database.endpoint.side == side for database in self.databases)
+
+    def wait_for_signal(self, seconds: float) -> Optional[str]:
+        """Return the signal's name; None if there was none, or what was waited for is done: that is the byte 0."""
+        ringing, _, _ = select.select([self.alarm], [], [], seconds)
+        number = self.alarm.recv(1)[0] if ringing else 0
+        return signal.Signals(number).name if number else None
+
     def run(self) -> None:
-        ringing, _, _ = select.select([self.alarm], [], [], self.seconds_left())
+        name = self.wait_for_signal(self.seconds_left())
         if self.over.is_set():
             return
-        if ringing:
-            name = signal.Signals(self.alarm.recv(1)[0]).name
+        if name:
             self.stopped_by = SyncError(UNEXPECTED, "sync", "interrupted by %s; %s" % (name, self.outcome),
-                                          "run it again; that is always safe")
+                                        "run it again; that is always safe")
         else:
             self.stopped_by = SyncError(
                 CONNECTION, "sync", "the deadline of %d s passed; %s" % (self.deadline, self.outcome),
                 "see which side the log names last, or raise SYNC_DEADLINE")
         self.stop_everything()
+        self.wait_for_signal(LAST_ACT_SECONDS + 0.5)
+        if not self.over.is_set():
+            os._exit(self.report.exit_code)
 
     def stop_everything(self) -> None:
         for database in self.databases:
-            threading.Thread(target=database.cancel, daemon=True).start()  # a frozen server blocks it
-        if self.over.wait(self.SECONDS_TO_CANCEL):
+            in_background(database.cancel)  # a frozen server blocks it
+        if self.report.said.wait(self.SECONDS_TO_CANCEL):
             return
         for database in self.databases:
             database.hang_up()
-        if self.over.wait(self.SECONDS_TO_UNWIND):
-            return
-        with self.ending:
-            if not self.over.is_set():
-                if self.report.exit_code == OK:
-                    self.report.fail(self.stopped_by)
-                self.report.say_result()
-                os._exit(self.report.exit_code)
+        if not self.report.said.wait(self.SECONDS_TO_UNWIND):
+            in_background(self.say_result_ourselves)
+
+    def say_result_ourselves(self) -> None:
+        self.report.say_result(self.stopped_by)
+        self.bell.send(b"\0")
 
 
 # ---------------------------------------------------------------------------------------------
