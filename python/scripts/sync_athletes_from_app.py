@@ -22,6 +22,7 @@ exit codes:
 """
 
 # This file, from the top:
+#   The log file               above the imports that may fail
 #   How a run can fail         exit codes, and the exception that carries them
 #   The story                  main, and sync: a run in twenty lines
 #   The steps                  in the order of the run, each right below its SQL
@@ -35,6 +36,7 @@ exit codes:
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 import io
 import json
@@ -56,6 +58,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
+log = logging.getLogger("sync_athletes")
 SIGNALS_TO_STOP = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
                    if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN]
 
@@ -76,6 +79,120 @@ if __name__ == "__main__":
     for _signal in SIGNALS_TO_STOP:  # until the watchdog is there: the imports below take their time
         signal.signal(_signal, leave_at_once)
 
+# ---------------------------------------------------------------------------------------------
+# The log file. Above the packages, because their absence is told there too.
+# ---------------------------------------------------------------------------------------------
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+# As dotenv reads it, which may be what is missing. A backslash is one: these are paths.
+IN_ENV_FILE = re.compile(r"""^[ \t]*(?:export[ \t]+)?SYNC_LOG_FILE[ \t]*=
+                             (?:[ \t]*'([^'\r\n]*)'|[ \t]*"([^"\r\n]*)"|([^\r\n]*?))
+                             (?:[ \t]+\#[^\r\n]*)?[ \t]*\r?$""", re.MULTILINE | re.VERBOSE)
+
+
+def find_log_file(argv: List[str]) -> Optional[Path]:
+    """--log-file, else SYNC_LOG_FILE from the environment, else from .env; before all else is read.
+
+    A relative path counts from the project, because schedulers start programs anywhere.
+    """
+    path = option_in(argv, "--log-file") or os.environ.get("SYNC_LOG_FILE") or log_file_in_env_file(argv)
+    return PROJECT / path if path else None
+
+
+def option_in(argv: List[str], option: str) -> Optional[str]:
+    value = None
+    for word, following in zip(argv, argv[1:] + [None]):
+        name, equals, text = word.partition("=")
+        if len(name) > 2 and option.startswith(name):  # argparse takes what is short for it, and the last
+            value = text if equals else following
+    return value
+
+
+def log_file_in_env_file(argv: List[str]) -> Optional[str]:
+    try:
+        text = Path(option_in(argv, "--env-file") or PROJECT / ".env").read_bytes()
+    except OSError:
+        return None  # read_env_file has words for that
+    found = IN_ENV_FILE.findall(text.decode("utf-8-sig", "replace"))
+    return "".join(found[-1]).strip() if found else None
+
+
+class LogFile(logging.Handler):
+    """Appends lines to a file of at most 5 MB, with one older file beside it.
+
+    A lock makes each line one step, however many runs there are: Windows has no atomic append. The older
+    file is a copy, because Windows renames no file that another program has open.
+    """
+
+    MOST_BYTES = 5 * 1000 * 1000
+    SECONDS_TO_WAIT = 1.0
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path, self.pending, self.is_out_of_reach = path, b"", False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.write(self.format(record))
+
+    def write(self, line: str) -> None:
+        """Append a line; one that cannot be written now is written with the next. It never fails."""
+        self.pending += (line.replace("\n", os.linesep) + os.linesep).encode("utf-8", "backslashreplace")
+        until = time.monotonic() + self.SECONDS_TO_WAIT
+        while self.pending:
+            try:
+                self.append_pending()
+            except OSError as error:
+                if self.is_out_of_reach:
+                    return
+                if time.monotonic() > until:
+                    self.is_out_of_reach = True
+                    log.warning("log file: cannot write %s: %s", error.filename or self.path,
+                                error.strerror or error)
+                    return
+                time.sleep(0.02)
+
+    def append_pending(self) -> None:
+        with open(str(self.path), "a+b") as file:
+            lock_file(file.fileno())
+            size = file.seek(0, os.SEEK_END)
+            if size and size + len(self.pending) > self.MOST_BYTES:
+                file.seek(0)
+                with open(str(self.path) + ".1", "wb") as older:
+                    older.write(file.read())
+                file.truncate(0)
+            file.write(self.pending)
+            file.flush()
+        self.pending = b""
+
+
+def lock_file(descriptor: int) -> None:
+    """Lock it until it is closed. Raises OSError if another run has the lock."""
+    if os.name == "nt":
+        import msvcrt
+        os.lseek(descriptor, 2 ** 31 - 2, os.SEEK_SET)  # beyond the end: Windows bars readers of what it locks
+        return msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    import fcntl
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise
+        # A file system without locks. There an append is atomic, or nearly so.
+
+
+def start_logging(argv: List[str]) -> Tuple[logging.Handler, Optional[LogFile]]:
+    """Log to stderr and, if one is named, to the log file; return both."""
+    logging.Formatter.converter = time.gmtime
+    logging.raiseExceptions = False  # a log that cannot be written is no reason to fail
+    path = find_log_file(argv)
+    stderr, file = logging.StreamHandler(sys.stderr), LogFile(path) if path else None
+    # The file first, so that what it complains of does not come after a failure's last line.
+    logging.basicConfig(level=logging.INFO, handlers=([file] if file else []) + [stderr],
+                        datefmt="%Y-%m-%dT%H:%M:%SZ", format="%(asctime)s %(levelname)s %(message)s")
+    return stderr, file
+
+
 gc.disable()
 try:
     import numpy as np
@@ -86,16 +203,16 @@ try:
     from psycopg2 import sql
     from tqdm import tqdm
 except Exception as missing:  # a pandas built for another numpy raises ValueError, for one
-    raise SystemExit("ERROR packages: %s. Next: make install, or: "
-                     "pip install -r python/requirements.txt (exit code 1)" % missing)
+    start_logging(sys.argv[1:])
+    log.error("packages: %s. Next: make install, or: "
+              "pip install -r python/requirements.txt (exit code 1)", missing)
+    raise SystemExit(1)
 
 # What was imported stays for good. To look for garbage in it, now and at exit, takes a tenth of a second.
 gc.freeze()
 gc.enable()
 
 VERSION = "1.0.0"
-PROJECT = Path(__file__).resolve().parents[2]
-log = logging.getLogger("sync_athletes")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1099,6 +1216,7 @@ class Report:
     started: float = field(default_factory=time.monotonic)
     as_json: bool = False
     quiet: bool = False
+    log_file: Optional[LogFile] = None
     MOST_REJECTS = 100
 
     def seconds(self) -> float:
@@ -1130,6 +1248,8 @@ class Report:
                                "\n".join(change_lines(self) + [self.text_line()]))
         write_or_forget(sys.stdout, "" if self.quiet and self.exit_code == OK else line + "\n")
         write_or_forget(sys.stderr, "")
+        if self.log_file:
+            self.log_file.write(self.answer or self.text_line())
         if self.tell:
             self.tell.result()
 
@@ -1947,6 +2067,8 @@ SETTINGS = side_settings("APP", "app") + side_settings("WH", "warehouse") + [
             "--status and the health view call an older last success stale"),
     Setting("SYNC_PING_URL", None, read_ping_url,
             "told of start and result, as healthchecks.io expects: URL/start, URL/<exit code>"),
+    Setting("SYNC_LOG_FILE", None, str,
+            "the log and the result line go there too; at most 5 MB, and one older file beside it"),
 ]
 
 
@@ -2580,29 +2702,25 @@ def read_command_line(argv: Optional[List[str]], report: Report) -> argparse.Nam
     parser.add_argument("--allow-updates", metavar="N", type=read_ceiling,
                         help="let up to N athletes be renamed, whatever SYNC_MAX_UPDATED_PERCENT says")
     parser.add_argument("--env-file", metavar="PATH", help="read settings from here, not from .env")
+    parser.add_argument("--log-file", metavar="PATH",  # find_log_file has seen it by then
+                        help="append the log and the result to this file too, as SYNC_LOG_FILE does")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", action="store_true", help="say nothing unless something is wrong")
     loudness.add_argument("-v", "--verbose", action="store_true", help="add a traceback to failures")
     parser.add_argument("--version", action="version", version="%(prog)s " + VERSION)
-    start_logging()  # what the parser refuses is logged too
-    report.as_json = "--json" in (sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    stderr, report.log_file = start_logging(argv)  # what the parser refuses is logged too
+    report.as_json = "--json" in argv
     options = parser.parse_args(argv)
-    logging.getLogger().setLevel(logging.WARNING if options.quiet else
-                                 logging.DEBUG if options.verbose else logging.INFO)
+    logging.getLogger().setLevel(logging.DEBUG if options.verbose else logging.INFO)
+    stderr.setLevel(logging.WARNING if options.quiet else logging.NOTSET)
     report.dry_run, report.quiet, report.shows_changes = options.dry_run, options.quiet, options.diff
     return options
 
 
 def read_ceiling(text: str) -> int:
     return whole_number(text, 0, 999999999)
-
-
-def start_logging() -> None:
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, datefmt="%Y-%m-%dT%H:%M:%SZ",
-                        format="%(asctime)s %(levelname)s %(message)s")
-    logging.Formatter.converter = time.gmtime
-    logging.raiseExceptions = False  # a log that cannot be written is no reason to fail
 
 
 def write_or_forget(stream: Any, text: str) -> None:

@@ -10,21 +10,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
 
 import conftest
-from conftest import ANN, BOB, NO_SETTINGS, Run, World, arguments
+from conftest import NO_SETTINGS, Run, World, arguments
 from lab import wine as windows
 from lab.servers import PROJECT, SCRIPT
 from lab.wine import windows_path
 from test_exit_codes import (  # noqa: F401
-    check_failure, test_a_connection_that_the_server_ends, test_a_database_that_cannot_be_reached,
+    test_a_connection_that_the_server_ends, test_a_database_that_cannot_be_reached,
     test_a_package_that_is_not_installed, test_a_wrong_command_line_is_1_and_not_argparses_2,
     test_all_problems_are_reported_together, test_attempts_to_connect_are_announced, test_done,
     test_done_as_json, test_quiet_is_silent_where_all_is_well, test_the_deadline, test_version,
