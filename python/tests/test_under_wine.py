@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 import conftest
-from conftest import NO_SETTINGS, Run, World, arguments
+import test_settings
+from conftest import ANN, NO_SETTINGS, Run, World, arguments
 from lab import wine as windows
 from lab.servers import PROJECT, SCRIPT
 from lab.wine import windows_path
@@ -26,12 +28,21 @@ from test_exit_codes import (  # noqa: F401
     test_done_as_json, test_quiet_is_silent_where_all_is_well, test_the_deadline, test_version,
     test_what_is_not_there)
 from test_incremental import begun, test_only_what_changed_is_sent_counted_and_stamped, unique  # noqa: F401
+from test_log_file import (  # noqa: F401
+    log, project, test_a_package_that_is_missing_reaches_it, test_a_run_after_the_other,
+    test_above_5_megabytes_it_becomes_the_older_one, test_env_beside_the_readme_names_it,
+    test_it_holds_what_was_printed, test_it_is_utf8_whatever_the_terminal, test_json_is_for_stdout_only,
+    test_option_before_environment_before_env, test_quiet_is_for_the_terminal_only,
+    test_several_at_once_lose_no_line_while_it_becomes_the_older_one,
+    test_what_is_wrong_with_the_settings_reaches_the_file_that_env_names)
 from test_names import test_all_together, test_names_of_megabytes, test_two_thousand_generated  # noqa: F401
-from test_settings import reader, test_a_password_in_env, test_the_environment_wins  # noqa: F401
+from test_settings import PASSWORDS, as_file, nothing_set, reader, test_the_environment_wins  # noqa: F401
 from test_sync import (  # noqa: F401
     test_a_second_run_is_skipped_while_the_first_holds_the_lock, test_history_of_a_run_that_failed,
-    test_history_of_a_run_that_went_well, test_other_dimension, test_rows,
-    test_strict_refuses_a_run_with_a_reject)
+    test_history_of_a_run_that_went_well, test_other_dimension, test_rows)
+
+sys.path.insert(0, str(PROJECT / "python" / "lab"))
+from athletes import fill_app
 
 if not os.environ.get("TEST_UNDER_WINE"):
     pytest.skip("Windows' Python under Wine has a run of its own: make test-windows",
@@ -57,11 +68,11 @@ def installed(wine, tmp_path_factory):
         copy = shutil.copytree if (PROJECT / name).is_dir() else shutil.copy
         (place / name).parent.mkdir(exist_ok=True, parents=True)
         copy(str(PROJECT / name), str(place / name))
-    project = Installed(wine, place)
+    user = Installed(wine, place)
     for command in ("py -m venv .venv", r".venv\Scripts\python -m pip install -r python\requirements.txt"):
-        done = project.type_in(command)
+        done = user.type_in(command)
         assert done.returncode == 0, done.stdout.decode("utf-8", "replace")
-    return project
+    return user
 
 
 class Installed:
@@ -80,8 +91,8 @@ class Installed:
                  "PIP_FIND_LINKS": windows_path(windows.WHEELS)}
         return self.wine.run(["cmd", "/d", "/c", command], self.place, dict(known, **(variables or {})))
 
-    def log(self):
-        return (self.place / "logs" / "sync_athletes.log").read_text(encoding="utf-8").splitlines()
+    def lines_of(self, name):
+        return (self.place / "logs" / name).read_text(encoding="utf-8").splitlines()
 
 
 class WindowsWorld(World):
@@ -100,7 +111,8 @@ class WindowsWorld(World):
     def start(self, *flags, command=None, env_file=NO_SETTINGS.name, cwd=Path(os.sep), **settings):
         chosen = {name: text for name, text in self.environment(settings).items()
                   if not name.startswith("COVERAGE")}
-        command = command or [self.installed.python, windows_path(self.script_file())]
+        ours = {sys.executable: self.installed.python, str(SCRIPT): str(self.script_file())}
+        command = [ours.get(word, word) for word in command or ours]
         process = self.installed.wine.start(command + arguments(flags, env_file), cwd, chosen)
         self.started.append(process)
         return process
@@ -127,3 +139,194 @@ def world(lab, sides, script, installed):
         if process.poll() is None:
             process.kill()
             process.communicate()
+
+
+# The page, typed in
+
+
+# What Wine has no program for, or only one that does nothing.
+NOT_TYPED_IN = ("cd ", "psql ", "notepad ", "schtasks ", "icacls ")
+SCRIPT_LINE = r".venv\Scripts\python python\scripts\sync_athletes_from_app.py"
+TYPED_IN = {
+    "py -m venv .venv", r".venv\Scripts\python -m pip install -r python\requirements.txt",  # see installed
+    "copy .env.example .env", "echo %ERRORLEVEL%", r"type logs\sync_athletes.log", SCRIPT_LINE,
+    SCRIPT_LINE + " --check", SCRIPT_LINE + " --dry-run", SCRIPT_LINE + " --status",
+    SCRIPT_LINE + r" >> logs\by_hand.log 2>&1"}
+
+
+@pytest.fixture
+def env_file(world, installed):
+    """.env as a user gets it: copied, filled in, and saved by Notepad with a byte order mark and CRLF."""
+    assert installed.type_in("copy .env.example .env").returncode == 0
+    env_file = installed.place / ".env"
+    text = env_file.read_text(encoding="utf-8")
+    for name, value in world.lab.settings().items():
+        text, times = re.subn("(?m)^%s=.*$" % name, lambda _: '%s="%s"' % (name, value), text)
+        assert times == 1, name
+    env_file.write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    yield env_file
+    env_file.unlink()
+    for path in (installed.place / "logs").glob("*.log*"):
+        path.unlink()
+
+
+def test_every_command_of_the_page_is_typed_in_or_known_not_to_be():
+    commands = set(re.findall(r"^    (\S.*)$", re.sub(r"(?s)```.*?```", "", PAGE), re.MULTILINE))
+    assert {command for command in commands if not command.startswith(NOT_TYPED_IN)} == TYPED_IN
+
+
+def test_step_5(world, installed, env_file):
+    world.app_has((ANN, "Ann Anders"))
+    for flag, code, words in ((" --check", 0, b""), (" --dry-run", 0, b"inserted=1 "), ("", 0, b"inserted=1 "),
+                              (" --status", 0, b"healthy")):
+        done = installed.type_in(SCRIPT_LINE + flag)
+        assert done.returncode == code and words in done.stdout, done.stdout
+    assert world.dimension() == {ANN: "Ann Anders"}
+
+
+def test_the_exit_code_is_asked_for(installed, env_file):
+    """In a batch file, because cmd /c takes one line."""
+    env_file.write_bytes(re.sub(b"APP_PASSWORD=.*", b"APP_PASSWORD=wr0ng", env_file.read_bytes()))
+    (installed.place / "by_hand.bat").write_text("@%s\n@echo %%ERRORLEVEL%%\n" % SCRIPT_LINE)
+    done = installed.type_in("by_hand.bat", on_the_page=False)
+    assert done.stdout.splitlines()[1:2] == [b"2"] or b"\r\n2\r\n" in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("code, password", [(0, None), (2, b"APP_PASSWORD=wr0ng")])
+def test_a_redirection(world, installed, env_file, code, password):
+    world.app_has((ANN, "Ann Anders"))
+    if password:
+        env_file.write_bytes(re.sub(b"APP_PASSWORD=.*", password, env_file.read_bytes()))
+    done = installed.type_in(SCRIPT_LINE + r" >> logs\by_hand.log 2>&1")
+    assert (done.returncode, done.stdout) == (code, b"")
+    assert installed.lines_of("by_hand.log")[-1].startswith("result=" + ("ok" if code == 0 else "failed"))
+
+
+def way_1(installed):
+    """The program and the arguments of the page, as Windows splits them."""
+    program = re.search(r"Program: `(.*python\.exe)`", PAGE).group(1)
+    script, options = re.search(r'Arguments: `"(.*\.py)" (.*)`', PAGE).groups()
+    here = windows_path(installed.place)
+    return [word.replace(r"C:\path\to\UAIS", here) for word in [program, script] + options.split()]
+
+
+@pytest.mark.parametrize("settings, code", [
+    (dict(), 0), (dict(APP_PASSWORD="wr0ng"), 2), (dict(APP_TABLE="nowhere"), 3), (dict(APP_PORT="x"), 1)],
+    ids=str)
+def test_way_1_from_another_folder(world, installed, env_file, tmp_path, settings, code):
+    world.app_has((ANN, "Ann Anders"))
+    run = finish(world.start(command=way_1(installed), env_file=None, cwd=tmp_path,
+                             **dict(nothing_set(world), **settings)))
+    assert run.code == code, run
+    assert installed.lines_of("sync_athletes.log") == run.err.splitlines() + run.out.splitlines()
+    shown = installed.type_in(r"type logs\sync_athletes.log")
+    assert shown.stdout.decode("utf-8").splitlines() == installed.lines_of("sync_athletes.log")
+
+
+def test_way_1_with_a_path_that_is_wrong(world, installed, env_file):
+    program, script, *options = way_1(installed)
+    run = finish(world.start(command=[program, script + "x"] + options, env_file=None))
+    assert run.code == 2 and not (installed.place / "logs" / "sync_athletes.log").exists(), run
+
+
+def test_a_venv_that_has_lost_its_python(world, installed, tmp_path):
+    (tmp_path / "Scripts").mkdir()
+    shutil.copy(installed.python, str(tmp_path / "Scripts"))
+    (tmp_path / "pyvenv.cfg").write_text("home = C:\\nowhere\nversion = 3.11.9\n")
+    run = finish(world.start(command=[str(tmp_path / "Scripts" / "python.exe"), str(SCRIPT)]))
+    assert run.code == 0x67 and "`0x67`" in PAGE, run
+
+
+def test_5000_athletes_of_many_scripts(world):
+    fill_app(world.lab.app, 5000)
+    assert world.sync().counts() == "5000: 5000 new"
+    assert sorted(world.dimension().values()) == sorted(
+        name for name, in world.app.sql('SELECT name FROM public."User"'))
+
+
+@pytest.mark.parametrize("name", ["Windows line ends", "a byte order mark", "other letters", "a dollar"])
+def test_a_password_in_env(world, reader, tmp_path, name):  # noqa: F811
+    test_settings.test_a_password_in_env(world, reader, tmp_path, *PASSWORDS[name])
+
+
+# The log file
+
+
+HOLD = {
+    "as an editor, for reading": "file = open(path)",
+    "for appending": "file = open(path, 'a')",
+}
+
+
+def hold(world, code, path):
+    """A Windows program that says `held` and stays until it is killed."""
+    holder = world.start(command=[sys.executable, "-c", "import sys, time; path = sys.argv[1]; %s; "
+                                  "print('held', flush=True); time.sleep(120)" % code, str(path)], env_file=None)
+    assert holder.stdout.readline().strip() == b"held"
+    return holder
+
+
+def let_go(holder):
+    """The venv's python.exe is a launcher: it takes the true one with it, once it is gone."""
+    holder.kill()
+    holder.communicate()
+
+
+@pytest.mark.parametrize("how", list(HOLD))
+@pytest.mark.parametrize("full", [False, True], ids=["small", "above 5 MB"])
+def test_a_log_that_another_program_has_open(world, log, how, full):  # noqa: F811
+    log.write_bytes(b"old\n" * (1250000 if full else 1))
+    holder = hold(world, HOLD[how], log)
+    run = world.run("--log-file", str(log))
+    let_go(holder)
+    said = run.err.splitlines() + run.out.splitlines()
+    assert run.code == 0 and "log file" not in run.err, run
+    assert log.read_text(encoding="utf-8").splitlines() == ([] if full else ["old"]) + said
+    assert log.with_name(log.name + ".1").exists() == full
+
+
+# cmd opens what it redirects to for itself alone.
+EXCLUSIVE = ("import ctypes; ctypes.windll.kernel32.CreateFileW.restype = ctypes.c_void_p; "
+             "ctypes.windll.kernel32.CreateFileW(path, 0xC0000000, 0, None, 4, 0, None)")
+
+
+def test_a_log_that_another_program_has_for_itself_alone(world, log):  # noqa: F811
+    world.app_has((ANN, "Ann Anders"))
+    holder = hold(world, EXCLUSIVE, log)
+    run = world.run("--log-file", str(log))
+    let_go(holder)
+    assert run.code == 0 and run.err.count("WARNING log file: cannot write") == 1, run
+    assert log.read_bytes() == b"" and world.dimension() == {ANN: "Ann Anders"}
+
+
+@pytest.mark.parametrize("name", ["a folder", "nowhere/sync.log", "a:b?.log"])
+def test_a_log_that_cannot_be_written(world, tmp_path, name):
+    (tmp_path / "a folder").mkdir()
+    run = world.run("--log-file", str(tmp_path / name))
+    assert run.code == 0 and run.err.count("WARNING log file: cannot write") == 1, run
+
+
+# Ctrl-C
+
+
+INTERRUPT = """
+import os, signal, subprocess, sys, time
+run = subprocess.Popen(sys.argv[3:], creationflags=subprocess.CREATE_NEW_PROCESS_GROUP)
+while not os.path.exists(sys.argv[2]):
+    time.sleep(0.05)
+run.send_signal(getattr(signal, sys.argv[1]))
+sys.exit(run.wait())
+"""
+
+
+def test_ctrl_break(world, tmp_path):
+    """What a console sends on Ctrl-C, to a process group of its own: Ctrl-C itself would reach all."""
+    world.app_has((ANN, "Ann Anders"))
+    with world.warehouse.holding("LOCK TABLE analytics.athlete_dim IN ACCESS EXCLUSIVE MODE"):
+        process = world.start(command=[sys.executable, "-c", INTERRUPT, "CTRL_BREAK_EVENT",
+                                       str(tmp_path / "now"), sys.executable, str(SCRIPT)])
+        world.warehouse.wait_until_a_run_waits_for_a_lock()
+        (tmp_path / "now").write_text("")
+        run = finish(process)
+    assert run.code == 4 and "interrupted by SIGBREAK" in run.error, run
+    assert world.dimension() == {}
