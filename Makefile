@@ -53,6 +53,12 @@ test-faults: .venv/installed-dev  ## break each step of a run in every way known
 test-matrix: .venv/installed-dev  ## the suite on every PostgreSQL and Python to be had; ARGS="--only 10,18"
 	.venv/bin/python python/lab/matrix.py $(ARGS)
 
+test-windows: windows-python  ## the main cases by Windows' own Python, under Wine
+	TEST_UNDER_WINE=1 .venv/bin/python -m pytest -rs $(TESTS)/test_under_wine.py $(ARGS)
+
+windows-python: .venv/installed-dev
+	@.venv/bin/python python/lab/wine.py
+
 bench: .venv/installed-dev  ## beside plain psql: ROWS=1000000 ROUNDS=3, PEERS=1, CHART=1 draws
 	@.venv/bin/python python/lab/bench.py --rows $(ROWS) --rounds $(ROUNDS) $(if $(CHART),--chart) $(if $(PEERS),--peers)
 
@@ -65,7 +71,8 @@ clean:  ## delete .venv, caches and a kept demo; .env and logs stay
 	rm -rf .venv .pytest_cache .ruff_cache .coverage .coverage.*
 	find python -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install sync check status demo demo-stop test test-faults test-matrix bench lint clean
+.PHONY: help install sync check status demo demo-stop test test-faults test-matrix test-windows windows-python \
+        bench lint clean
 
 # ---------------------------------------------------------------------------------------------
 # .venv: system Pythons refuse pip, and cron needs a path that stays

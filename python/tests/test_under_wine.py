@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from lab import wine as windows
 from lab.servers import PROJECT, SCRIPT
 from lab.wine import windows_path
 from test_exit_codes import (  # noqa: F401
-    test_a_connection_that_the_server_ends, test_a_database_that_cannot_be_reached,
+    check_failure, test_a_connection_that_the_server_ends, test_a_database_that_cannot_be_reached,
     test_a_package_that_is_not_installed, test_a_wrong_command_line_is_1_and_not_argparses_2,
     test_all_problems_are_reported_together, test_attempts_to_connect_are_announced, test_done,
     test_done_as_json, test_quiet_is_silent_where_all_is_well, test_the_deadline, test_version,
@@ -261,7 +263,8 @@ HOLD = {
 def hold(world, code, path):
     """A Windows program that says `held` and stays until it is killed."""
     holder = world.start(command=[sys.executable, "-c", "import sys, time; path = sys.argv[1]; %s; "
-                                  "print('held', flush=True); time.sleep(120)" % code, str(path)], env_file=None)
+                                  "print('held', flush=True); time.sleep(120)" % code, str(path)],
+                         env_file=None)
     assert holder.stdout.readline().strip() == b"held"
     return holder
 
@@ -309,24 +312,19 @@ def test_a_log_that_cannot_be_written(world, tmp_path, name):
 # Ctrl-C
 
 
-INTERRUPT = """
-import os, signal, subprocess, sys, time
-run = subprocess.Popen(sys.argv[3:], creationflags=subprocess.CREATE_NEW_PROCESS_GROUP)
-while not os.path.exists(sys.argv[2]):
-    time.sleep(0.05)
-run.send_signal(getattr(signal, sys.argv[1]))
-sys.exit(run.wait())
-"""
-
-
-def test_ctrl_break(world, tmp_path):
-    """What a console sends on Ctrl-C, to a process group of its own: Ctrl-C itself would reach all."""
+@pytest.mark.parametrize("side", ["app", "warehouse"])
+def test_ctrl_c(world, side):
+    """Wine makes one of SIGINT, for whatever was started from one console: the launcher and the script."""
     world.app_has((ANN, "Ann Anders"))
-    with world.warehouse.holding("LOCK TABLE analytics.athlete_dim IN ACCESS EXCLUSIVE MODE"):
-        process = world.start(command=[sys.executable, "-c", INTERRUPT, "CTRL_BREAK_EVENT",
-                                       str(tmp_path / "now"), sys.executable, str(SCRIPT)])
-        world.warehouse.wait_until_a_run_waits_for_a_lock()
-        (tmp_path / "now").write_text("")
+    locked = {"app": 'public."User"', "warehouse": "analytics.athlete_dim"}[side]
+    with getattr(world, side).holding("LOCK TABLE %s IN ACCESS EXCLUSIVE MODE" % locked):
+        process = world.start()
+        getattr(world, side).wait_until_a_run_waits_for_a_lock()
+        began = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
         run = finish(process)
-    assert run.code == 4 and "interrupted by SIGBREAK" in run.error, run
+        seconds = time.monotonic() - began
+    check_failure(run, 4, "interrupted by SIGINT", "run it again")
+    assert seconds < 3, "%.1f s" % seconds
     assert world.dimension() == {}
+    assert world.sync().code == 0, "no lock is left behind"

@@ -1,5 +1,5 @@
-"""What can be known of Windows from elsewhere: the wrapper's grammar and words, the task against the schema
-of Task Scheduler, and the script without what Windows lacks."""
+"""What can be known of Windows without one: the wrapper's grammar and words, the task against the schema of
+Task Scheduler, the page, and the script without what Windows lacks. test_under_wine.py runs the rest."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lab.servers import PROJECT, SCRIPT
 
 WRAPPER = SCRIPT.with_name("run_sync_athletes.ps1")
 TASK = SCRIPT.with_name("sync_athletes_task.xml")
+PAGE = (PROJECT / "python" / "docs" / "windows.md").read_text(encoding="utf-8")
 NAMESPACE = "{http://schemas.microsoft.com/windows/2004/02/mit/task}"
 
 
@@ -39,13 +40,59 @@ def test_windows_powershell_reads_the_wrapper():
         assert newer not in code, "Windows PowerShell 5.1 has no " + newer
 
 
-def test_the_wrapper_names_what_is_there():
+def test_the_wrapper_names_what_is_there(script):
     text = WRAPPER.read_text(encoding="ascii")
     for name in re.findall(r"python\\[\w\\]+\.\w+", text):
         assert (PROJECT / name.replace("\\", "/")).exists(), name
-    assert "Get-Content" not in text, "the script reads .env by itself"
-    assert WRAPPER.parents[2] == PROJECT and r"Join-Path $PSScriptRoot '..\..'" in text
-    assert text.rstrip().endswith("exit $code")
+    assert WRAPPER.parents[2] == PROJECT and "Split-Path -Parent (Split-Path -Parent $PSScriptRoot)" in text
+    assert WRAPPER.with_name(re.search(r"Join-Path \$PSScriptRoot '(.*)'", text).group(1)) == SCRIPT
+    assert "### 4. Packages" in PAGE and "step 4 of python\\docs\\windows.md" in text
+
+
+def test_the_wrapper_starts_the_script_and_ends_with_its_code(script):
+    text = WRAPPER.read_text(encoding="ascii")
+    code = [line.split("  #")[0] for line in text.splitlines() if line and not line.startswith("#")]
+    assert len(code) <= 15
+    assert code[-3:] == ["$global:LASTEXITCODE = 1", "& $python $script --log-file $log @args",
+                         "exit $LASTEXITCODE"]
+    log = re.search(r"\$log = Join-Path \$project '(.*)'", text).group(1)
+    assert "`%s`" % log in PAGE and script.find_log_file(["--log-file", "/x/" + log, "-q"]).name == log
+
+
+# The page
+
+
+def sql_of_the_page():
+    return re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
+
+
+def test_the_sql_for_somebody_without_psql_is_enough(world):
+    """As it stands, but for the names of roles and schema, which are there."""
+    for_app, for_warehouse = [
+        text.replace("app_readonly", "page_reader").replace("warehouse_writer", "page_writer")
+        .replace("analytics", "page") for text in sql_of_the_page()]
+    undo = "DROP SCHEMA IF EXISTS page CASCADE; DROP OWNED BY {0}; DROP ROLE {0}"
+    with world.app.changed(for_app, undo.format("page_reader")), \
+            world.warehouse.changed(for_warehouse, undo.format("page_writer")):
+        world.app_has((ANN, "Ann Anders"))
+        run = world.sync(APP_USER="page_reader", APP_PASSWORD="your_app_password", WH_USER="page_writer",
+                         WH_PASSWORD="your_wh_password", WH_TABLE="page.athlete_dim")
+        assert (run.code, run.counts()) == (0, "1: 1 new"), run
+        assert run.err.count("warehouse_setup.sql") == 1, run
+
+
+@pytest.mark.parametrize("code", range(5))
+def test_each_exit_code_is_a_last_run_result(code):
+    assert re.search(r"^\| `0x%d` \| \w" % code, PAGE, re.MULTILINE)
+
+
+def test_the_page_and_the_task_start_the_wrapper_alike():
+    assert "Arguments: `%s`" % value("Actions/Exec/Arguments") in PAGE
+
+
+def test_each_file_that_the_page_names_is_there():
+    named = re.findall(r"(?:python|sql)\\[\w\\]*\w\.\w+", PAGE)
+    assert named and [name for name in named if not (PROJECT / name.replace("\\", "/")).exists()] == []
 
 
 # The task
