@@ -106,7 +106,7 @@ class WindowsWorld(World):
         return self.run("--json", *flags, **settings)
 
     def run(self, *flags, **settings):
-        with self.held_to_the_rules(settings) as runs:
+        with self.held_to_the_rules(flags, settings) as runs:
             runs.append(finish(self.start(*flags, **settings)))
         return runs[0]
 
@@ -133,7 +133,8 @@ def finish(process):
 def world(lab, sides, script, installed):
     app, warehouse = sides
     app.sql('TRUNCATE public."User"')
-    warehouse.sql("TRUNCATE analytics.athlete_dim, analytics.athlete_sync_run RESTART IDENTITY")
+    warehouse.sql("TRUNCATE analytics.athlete_dim, analytics.athlete_sync_run, analytics.athlete_rename "
+                  "RESTART IDENTITY")
     world = WindowsWorld(lab, app, warehouse, script)
     world.installed = installed
     yield world

@@ -201,7 +201,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def run_without(world, *flags, **settings):
-    with world.held_to_the_rules(settings) as runs:
+    with world.held_to_the_rules(flags, settings) as runs:
         runs.append(finish(world.start(*flags, command=(sys.executable, "-c", WITHOUT, str(SCRIPT)),
                                        **settings)))
     return runs[0]
