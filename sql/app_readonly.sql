@@ -1,17 +1,14 @@
 -- What:   the role that the sync reads the app as. It may read public."User", and nothing else.
 -- Where:  psql -h <app_host> -U postgres -d <app_db> -f sql/app_readonly.sql
 --         To all of it may be added:  -v app_password='...'  -v reader=another_role  -v table='public."Coach"'
--- Who:    a superuser; or a role with CREATEROLE that owns the table and its schema. Where the role is there
---         already, the table's owner will do: what only others may change is then named, and left alone.
+-- Who:    a superuser; or the table's owner, who needs CREATEROLE unless the role is there already. CONNECT on
+--         the database and USAGE on the schema may be left to their owners, for mostly everybody has them.
 -- Running it again is safe: it keeps the password unless it is given another.
 
 \set ON_ERROR_STOP on
 \set QUIET on
-SET client_min_messages = warning;
-
--- The role's password: change it here, or give it with -v app_password=. Left as it is, no password is set,
--- and nobody can log in until somebody has typed  \password app_readonly  in psql.
-\set password_here 'CHANGE_ME'
+\set SHOW_CONTEXT never
+SET client_min_messages = error;  -- a GRANT that did nothing only warns; the blocks below look, and say it better
 
 -- A variable that was not given stays ':reader', which is how these lines know.
 \set reader :reader
@@ -19,10 +16,10 @@ SET client_min_messages = warning;
 \set app_password :app_password
 SELECT set_config('athlete_sync.reader', CASE :'reader' WHEN ':reader' THEN 'app_readonly' ELSE :'reader' END, false),
        set_config('athlete_sync.table', CASE :'table' WHEN ':table' THEN 'public."User"' ELSE :'table' END, false),
+       -- The password: change it here, or give it with -v app_password=. Left as it is, no password is set, and
+       -- nobody can log in until somebody has typed  \password app_readonly  in psql.
        set_config('athlete_sync.password',
-                  CASE WHEN :'app_password' <> ':app_password' THEN :'app_password'
-                       WHEN :'password_here' <> 'CHANGE' || '_ME' THEN :'password_here'
-                       ELSE '' END, false),
+                  CASE :'app_password' WHEN ':app_password' THEN 'CHANGE_ME' ELSE :'app_password' END, false),
        set_config('athlete_sync.hint', '', false) \gset
 
 BEGIN;
@@ -31,24 +28,39 @@ DO $$
 DECLARE
     reader   TEXT := current_setting('athlete_sync.reader');
     source   TEXT := current_setting('athlete_sync.table');
-    password TEXT := nullif(current_setting('athlete_sync.password'), '');
+    password TEXT := nullif(nullif(current_setting('athlete_sync.password'), 'CHANGE' || '_ME'), '');
     schema_  REGNAMESPACE;
+    owner    OID;
+    has_none BOOLEAN;
+    grants   TEXT;
 BEGIN
     BEGIN
-        schema_ := (SELECT relnamespace FROM pg_class WHERE oid = source::regclass);
+        SELECT relnamespace, relowner INTO schema_, owner FROM pg_class WHERE oid = source::regclass;
     EXCEPTION WHEN undefined_table OR invalid_schema_name THEN
         RAISE EXCEPTION 'there is no table % in the database %', source, current_database()
               USING HINT = 'Name the app''s database with -h and -d, or its table with -v table=...';
     END;
+    IF EXISTS (SELECT 1 FROM pg_roles WHERE rolname = reader AND pg_has_role(oid, owner, 'MEMBER')) THEN
+        RAISE EXCEPTION '% is a superuser or owns %, and would be made read-only', reader, source
+              USING HINT = 'Choose a role for the sync alone: -v reader=...';
+    END IF;
 
     IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = reader) THEN
+        IF NOT (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user) THEN
+            RAISE EXCEPTION 'there is no role %, and % may not make it', reader, current_user
+                  USING HINT = format('As a superuser or a role with CREATEROLE:  CREATE ROLE %I LOGIN;  '
+                                      'Then run this again.', reader);
+        END IF;
         EXECUTE format('CREATE ROLE %I LOGIN', reader);
-        PERFORM set_config('athlete_sync.hint', format(
-            E'It has no password yet, so nobody can log in as it. In psql, type:  \\password %I', reader), false);
+        has_none := true;
+    ELSIF has_table_privilege('pg_authid', 'SELECT') THEN
+        has_none := (SELECT rolpassword IS NULL FROM pg_authid WHERE rolname = reader);
     END IF;
     IF password IS NOT NULL THEN
         EXECUTE format('ALTER ROLE %I LOGIN PASSWORD %L', reader, password);
-        PERFORM set_config('athlete_sync.hint', '', false);
+    ELSIF has_none THEN
+        PERFORM set_config('athlete_sync.hint', current_setting('athlete_sync.hint') || format(
+            E'\n%1$I has no password yet. In psql, type:  \\password %1$I', reader), false);
     END IF;
 
     -- Before PostgreSQL 15 everybody may create tables in public. This role shall not, and nobody else is
@@ -56,17 +68,24 @@ BEGIN
     BEGIN
         EXECUTE format('ALTER ROLE %I SET default_transaction_read_only = on', reader);
     EXCEPTION WHEN insufficient_privilege THEN
-        PERFORM set_config('athlete_sync.hint', format(
-            'Left to a superuser:  ALTER ROLE %I SET default_transaction_read_only = on;', reader), false);
+        IF NOT EXISTS (SELECT 1 FROM pg_db_role_setting WHERE setrole = quote_ident(reader)::regrole AND setdatabase = 0
+                          AND 'default_transaction_read_only=on' = ANY (setconfig)) THEN
+            PERFORM set_config('athlete_sync.hint', current_setting('athlete_sync.hint') || format(
+                E'\nLeft to a superuser:  ALTER ROLE %I SET default_transaction_read_only = on;', reader), false);
+        END IF;
     END;
 
-    IF NOT has_database_privilege(reader, current_database(), 'CONNECT') THEN
-        EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), reader);
+    grants := format('GRANT CONNECT ON DATABASE %2$I TO %1$I; GRANT USAGE ON SCHEMA %3$s TO %1$I; '
+                     'GRANT SELECT ON TABLE %4$s TO %1$I;', reader, current_database(), schema_, source);
+    BEGIN
+        EXECUTE grants;
+    EXCEPTION WHEN insufficient_privilege THEN NULL;
+    END;
+    IF NOT (has_database_privilege(reader, current_database(), 'CONNECT')
+            AND has_schema_privilege(reader, schema_::oid, 'USAGE') AND has_table_privilege(reader, source, 'SELECT')) THEN
+        RAISE EXCEPTION '% may not grant all that % needs', current_user, reader
+              USING HINT = 'Run this as the owner of each, or as a superuser; or have them type:  ' || grants;
     END IF;
-    IF NOT has_schema_privilege(reader, schema_, 'USAGE') THEN
-        EXECUTE format('GRANT USAGE ON SCHEMA %s TO %I', schema_, reader);
-    END IF;
-    EXECUTE format('GRANT SELECT ON TABLE %s TO %I', source, reader);
 END
 $$;
 
@@ -74,5 +93,5 @@ COMMIT;
 
 SELECT format('%s may read %s in the database %s.', current_setting('athlete_sync.reader'),
               current_setting('athlete_sync.table'), current_database())
-       || coalesce(E'\n' || nullif(current_setting('athlete_sync.hint'), ''), '') AS done \gset
+       || current_setting('athlete_sync.hint') AS done \gset
 \echo :done

@@ -2,17 +2,14 @@
 -- Where:  psql -h <warehouse_host> -U postgres -d <warehouse_db> -f sql/warehouse_setup.sql
 --         To all of it may be added:  -v writer_password='...'  -v writer=another_role
 --         and, for one more dimension,  -v table=analytics.coach_dim  (WH_TABLE names it).
--- Who:    a superuser; or the database's owner, with CREATEROLE if the role is to be made. Once, and again after
---         an update of the sync: rows stay, columns that a newer version needs are added, and the role keeps
---         its password unless it is given another.
+-- Who:    a superuser; or the owner of the database or of what is there already of all this, who needs CREATEROLE
+--         unless the role is there already. Once, and again after an update of the sync: rows stay, columns that
+--         a newer version needs are added, and the role keeps its password unless it is given another.
 
 \set ON_ERROR_STOP on
 \set QUIET on
-SET client_min_messages = warning;
-
--- The role's password: change it here, or give it with -v writer_password=. Left as it is, no password is set,
--- and nobody can log in until somebody has typed  \password warehouse_writer  in psql.
-\set password_here 'CHANGE_ME'
+\set SHOW_CONTEXT never
+SET client_min_messages = error;  -- a GRANT that did nothing only warns; the blocks below look, and say it better
 
 -- A variable that was not given stays ':writer', which is how these lines know.
 \set table :table
@@ -22,10 +19,10 @@ SELECT CASE :'table' WHEN ':table' THEN 'analytics.athlete_dim' ELSE :'table' EN
 SELECT set_config('athlete_sync.table', :'table', false),
        set_config('athlete_sync.writer',
                   CASE :'writer' WHEN ':writer' THEN 'warehouse_writer' ELSE :'writer' END, false),
+       -- The password: change it here, or give it with -v writer_password=. Left as it is, no password is set, and
+       -- nobody can log in until somebody has typed  \password warehouse_writer  in psql.
        set_config('athlete_sync.password',
-                  CASE WHEN :'writer_password' <> ':writer_password' THEN :'writer_password'
-                       WHEN :'password_here' <> 'CHANGE' || '_ME' THEN :'password_here'
-                       ELSE '' END, false),
+                  CASE :'writer_password' WHEN ':writer_password' THEN 'CHANGE_ME' ELSE :'writer_password' END, false),
        set_config('athlete_sync.hint', '', false) \gset
 
 BEGIN;
@@ -39,12 +36,6 @@ BEGIN
 END
 $$;
 
-CREATE TABLE IF NOT EXISTS :table (
-    athlete_uuid     UUID PRIMARY KEY,
-    full_name        TEXT NOT NULL,
-    source_synced_at TIMESTAMPTZ NOT NULL DEFAULT NOW()
-);
-
 -- Half of each page is left free, so that a new version of a row fits beside the old one: a HOT update,
 -- which leaves the index alone. 1,000,000 athletes, each rerun stamping all of them:
 --   fillfactor    HOT    WAL a rerun    table and index after three reruns
@@ -55,29 +46,46 @@ CREATE TABLE IF NOT EXISTS :table (
 -- For the same reason there is no index on source_synced_at: it would make every update a cold one.
 DO $$
 DECLARE
+    dimension TEXT := current_setting('athlete_sync.table');
+BEGIN
+    PERFORM dimension::regclass;  -- one that is there already keeps what it has, be it a table or a view
+EXCEPTION WHEN undefined_table THEN
+    EXECUTE format($make$
+        CREATE TABLE %1$s (
+            athlete_uuid     UUID PRIMARY KEY,
+            full_name        TEXT NOT NULL,
+            source_synced_at TIMESTAMPTZ NOT NULL DEFAULT NOW()
+        ) WITH (fillfactor = 50);
+        COMMENT ON TABLE  %1$s IS 'Identity, carried here from the app by make sync. Never deleted from.';
+        COMMENT ON COLUMN %1$s.athlete_uuid IS 'The app''s uuid of the athlete.';
+        COMMENT ON COLUMN %1$s.full_name IS 'The athlete''s name, byte for byte as the app holds it.';
+        COMMENT ON COLUMN %1$s.source_synced_at IS 'Last run that stamped this athlete; see SYNC_REFRESH.';
+        $make$, dimension);
+END
+$$;
+
+-- A table made by hand gets its free half too, for the pages to come; partitions are left to their owner.
+DO $$
+DECLARE
     dimension REGCLASS := current_setting('athlete_sync.table');
 BEGIN
-    -- A partitioned table has no pages of its own; give its partitions the same.
-    IF (SELECT relkind FROM pg_class WHERE oid = dimension) = 'r' THEN
+    IF (SELECT relkind = 'r' AND coalesce(array_to_string(reloptions, ' '), '') !~ 'fillfactor'
+          FROM pg_class WHERE oid = dimension) THEN
         EXECUTE format('ALTER TABLE %s SET (fillfactor = 50)', dimension);
     END IF;
 END
 $$;
 
-COMMENT ON TABLE  :table IS 'Identity, carried here from the app by make sync. Never deleted from.';
-COMMENT ON COLUMN :table.athlete_uuid IS 'The app''s uuid of the athlete.';
-COMMENT ON COLUMN :table.full_name IS 'The athlete''s name, byte for byte as the app holds it.';
-COMMENT ON COLUMN :table.source_synced_at IS 'Last run that stamped this athlete; see SYNC_REFRESH.';
-
 -- A row a run. To keep a year of them:
 --   DELETE FROM analytics.athlete_sync_run WHERE finished_at < now() - interval '1 year';
 -- A history of an older version gets the columns that it lacks, filled as shown.
-CREATE TABLE IF NOT EXISTS analytics.athlete_sync_run (run_id BIGSERIAL PRIMARY KEY);
-
 DO $$
 DECLARE
     wanted RECORD;
 BEGIN
+    IF to_regclass('analytics.athlete_sync_run') IS NULL THEN
+        CREATE TABLE analytics.athlete_sync_run (run_id BIGSERIAL PRIMARY KEY);
+    END IF;
     FOR wanted IN SELECT * FROM (VALUES
         ('target',         'TEXT NOT NULL',        'analytics.athlete_dim'),
         ('started_at',     'TIMESTAMPTZ NOT NULL', '-infinity'),
@@ -123,6 +131,9 @@ COMMENT ON COLUMN analytics.athlete_sync_run.app_is_unique IS 'Whether the app''
 COMMENT ON COLUMN analytics.athlete_sync_run.dimension_rows IS 'Athletes in the dimension afterwards; fewer later on make the next incremental run a full one.';
 COMMENT ON COLUMN analytics.athlete_sync_run.max_age IS 'SYNC_MAX_AGE of that run: the view below calls an older last success stale.';
 
+DO $do$
+DECLARE
+    health TEXT := $view$
 CREATE OR REPLACE VIEW analytics.athlete_sync_health AS
 WITH run AS (
     SELECT *, finished_at - started_at AS duration
@@ -155,21 +166,38 @@ SELECT CASE WHEN last.result IS NULL                               THEN 'never r
                  LIMIT 20) AS recent)                        AS usual_duration,
        success.full_finished_at                              AS last_full_success
   FROM success
-  LEFT JOIN last ON true;
+  LEFT JOIN last ON true
+$view$;
+BEGIN
+    EXECUTE health;
+EXCEPTION WHEN invalid_table_definition THEN
+    DROP VIEW analytics.athlete_sync_health;
+    EXECUTE health;
+    PERFORM set_config('athlete_sync.hint', E'\nThe view analytics.athlete_sync_health was of another shape and is '
+                       'made anew: grant it again to those who read it.', false);
+END
+$do$;
 
 COMMENT ON VIEW analytics.athlete_sync_health IS 'One row: is the athlete sync well? The verdict is that of make status, which goes by full runs; usual_duration is the median of the last 20 good runs.';
 
 -- A row a rename, written before the old name is lost. It serves to find an athlete by a former name, and to
 -- take a run back (python/docs/monitoring.md). Renames can be deleted at any time; the sync never reads them.
-CREATE TABLE IF NOT EXISTS analytics.athlete_rename (
-    run_id       BIGINT NOT NULL,
-    athlete_uuid UUID NOT NULL,
-    old_name     TEXT,
-    new_name     TEXT,
-    renamed_at   TIMESTAMPTZ NOT NULL DEFAULT now(),
-    PRIMARY KEY (run_id, athlete_uuid)
-);
-CREATE INDEX IF NOT EXISTS athlete_rename_athlete_uuid ON analytics.athlete_rename (athlete_uuid);
+-- No key: a history that was put aside numbers its runs from 1 again, and a record must not fail for that.
+DO $$
+BEGIN
+    IF to_regclass('analytics.athlete_rename') IS NULL THEN
+        CREATE TABLE analytics.athlete_rename (
+            run_id       BIGINT NOT NULL,
+            athlete_uuid UUID NOT NULL,
+            old_name     TEXT,
+            new_name     TEXT,
+            renamed_at   TIMESTAMPTZ NOT NULL DEFAULT now()
+        );
+        CREATE INDEX athlete_rename_run_id ON analytics.athlete_rename (run_id);
+        CREATE INDEX athlete_rename_athlete_uuid ON analytics.athlete_rename (athlete_uuid);
+    END IF;
+END
+$$;
 
 COMMENT ON TABLE  analytics.athlete_rename IS 'One row for each name that the athlete sync has overwritten.';
 COMMENT ON COLUMN analytics.athlete_rename.run_id IS 'The run in analytics.athlete_sync_run that did it.';
@@ -177,33 +205,52 @@ COMMENT ON COLUMN analytics.athlete_rename.run_id IS 'The run in analytics.athle
 DO $$
 DECLARE
     dimension REGCLASS := current_setting('athlete_sync.table');
+    schema_   REGNAMESPACE := (SELECT relnamespace FROM pg_class WHERE oid = dimension);
     writer    TEXT := current_setting('athlete_sync.writer');
-    password  TEXT := nullif(current_setting('athlete_sync.password'), '');
+    password  TEXT := nullif(nullif(current_setting('athlete_sync.password'), 'CHANGE' || '_ME'), '');
+    has_none  BOOLEAN;
+    grants    TEXT;
 BEGIN
     IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = writer) THEN
+        IF NOT (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user) THEN
+            RAISE EXCEPTION 'there is no role %, and % may not make it', writer, current_user
+                  USING HINT = format('As a superuser or a role with CREATEROLE:  CREATE ROLE %I LOGIN;  '
+                                      'Then run this again.', writer);
+        END IF;
         EXECUTE format('CREATE ROLE %I LOGIN', writer);
-        PERFORM set_config('athlete_sync.hint', format(
-            E'It has no password yet, so nobody can log in as it. In psql, type:  \\password %I', writer), false);
+        has_none := true;
+    ELSIF has_table_privilege('pg_authid', 'SELECT') THEN
+        has_none := (SELECT rolpassword IS NULL FROM pg_authid WHERE rolname = writer);
     END IF;
     IF password IS NOT NULL THEN
         EXECUTE format('ALTER ROLE %I LOGIN PASSWORD %L', writer, password);
-        PERFORM set_config('athlete_sync.hint', '', false);
+    ELSIF has_none THEN
+        PERFORM set_config('athlete_sync.hint', current_setting('athlete_sync.hint') || format(
+            E'\n%1$I has no password yet. In psql, type:  \\password %1$I', writer), false);
     END IF;
 
-    -- All the sync needs. TEMPORARY is for its staging table; it creates nothing that stays.
-    IF NOT has_database_privilege(writer, current_database(), 'CONNECT')
-       OR NOT has_database_privilege(writer, current_database(), 'TEMPORARY') THEN
-        EXECUTE format('GRANT CONNECT, TEMPORARY ON DATABASE %I TO %I', current_database(), writer);
-    END IF;
-    EXECUTE format('GRANT USAGE ON SCHEMA analytics TO %I', writer);
-    EXECUTE format('GRANT USAGE ON SCHEMA %s TO %I',
-                   (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = dimension), writer);
-    EXECUTE format('GRANT SELECT, INSERT, UPDATE ON TABLE %s TO %I', dimension, writer);
+    -- All the sync needs. TEMPORARY is for its staging table; it creates nothing that stays. It may not read,
+    -- change or delete renames, so that whoever has its password cannot rewrite what was.
     EXECUTE format('GRANT SELECT, INSERT ON TABLE analytics.athlete_sync_run TO %I', writer);
     EXECUTE format('GRANT USAGE ON SEQUENCE %s TO %I',
                    pg_get_serial_sequence('analytics.athlete_sync_run', 'run_id'), writer);
     EXECUTE format('GRANT INSERT ON TABLE analytics.athlete_rename TO %I', writer);
     EXECUTE format('GRANT SELECT ON TABLE analytics.athlete_sync_health TO %I', writer);
+    grants := format('GRANT CONNECT, TEMPORARY ON DATABASE %2$I TO %1$I; GRANT USAGE ON SCHEMA analytics TO %1$I; '
+                     'GRANT USAGE ON SCHEMA %3$s TO %1$I; GRANT SELECT, INSERT, UPDATE ON TABLE %4$s TO %1$I;',
+                     writer, current_database(), schema_, dimension);
+    BEGIN
+        EXECUTE grants;
+    EXCEPTION WHEN insufficient_privilege THEN NULL;
+    END;
+    IF NOT (has_database_privilege(writer, current_database(), 'CONNECT')
+            AND has_database_privilege(writer, current_database(), 'TEMPORARY')
+            AND has_schema_privilege(writer, 'analytics', 'USAGE') AND has_schema_privilege(writer, schema_::oid, 'USAGE')
+            AND has_table_privilege(writer, dimension, 'SELECT') AND has_table_privilege(writer, dimension, 'INSERT')
+            AND has_table_privilege(writer, dimension, 'UPDATE')) THEN
+        RAISE EXCEPTION '% may not grant all that % needs', current_user, writer
+              USING HINT = 'Run this as the owner of each, or as a superuser; or have them type:  ' || grants;
+    END IF;
 END
 $$;
 
@@ -211,5 +258,5 @@ COMMIT;
 
 SELECT format('%s in the database %s is ready for %s.', current_setting('athlete_sync.table'),
               current_database(), current_setting('athlete_sync.writer'))
-       || coalesce(E'\n' || nullif(current_setting('athlete_sync.hint'), ''), '') AS done \gset
+       || current_setting('athlete_sync.hint') AS done \gset
 \echo :done

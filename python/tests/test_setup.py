@@ -22,7 +22,7 @@ def fresh(lab):
     server.psql("-qc", PRISMA_USER, database="fresh")
     yield server
     server.psql("-qc", "DROP DATABASE fresh", database="postgres")
-    for role in ("someone", "own_reader", "own_writer"):
+    for role in ("own_reader", "own_writer", "someone"):  # the last may have made the others
         server.psql("-qc", "DROP ROLE IF EXISTS " + role, database="postgres")
 
 
@@ -65,9 +65,9 @@ def test_a_password_written_into_the_file_is_set_on_later_runs_too(fresh, tmp_pa
     set_up(fresh, path, name)
     edited = tmp_path / "edited.sql"
     with open(path, encoding="utf-8") as file:  # as a user would by search and replace: everywhere
-        edited.write_text(file.read().replace("CHANGE_ME", "from the file"), encoding="utf-8")
+        edited.write_text(file.read().replace("CHANGE_ME", "from \\the file"), encoding="utf-8")
     assert len(set_up(fresh, str(edited), name).splitlines()) == 1
-    assert can_log_in(fresh, role, "from the file")
+    assert can_log_in(fresh, role, "from \\the file")
 
 
 def test_one_closing_line_names_role_table_and_database(fresh):
@@ -116,6 +116,8 @@ def test_a_mere_owner_can_grant_to_roles_that_are_there(fresh):
     said = set_up(fresh, APP, "reader=own_reader", role="someone")
     assert said.splitlines()[1:] == [
         "Left to a superuser:  ALTER ROLE own_reader SET default_transaction_read_only = on;"]
+    fresh.psql("-qc", said.splitlines()[1].split(":")[1])
+    assert len(set_up(fresh, APP, "reader=own_reader", role="someone").splitlines()) == 1
     assert len(set_up(fresh, WAREHOUSE, "writer=own_writer", role="someone").splitlines()) == 1
     fresh.psql("-qc", "REASSIGN OWNED BY someone TO postgres", database="fresh")
 
@@ -170,3 +172,92 @@ def test_the_writer_may_only_add_renames(world):
             with pytest.raises(psycopg2.errors.InsufficientPrivilege):
                 writer.sql(statement)
             writer.sql("ROLLBACK TO before")
+
+
+# What would go wrong in silence, or stop half-way
+
+
+def refused(server, path, *variables, role=None):
+    """What psql prints where a set-up file refuses."""
+    with pytest.raises(subprocess.CalledProcessError) as failure:
+        set_up(server, path, *variables, role=role)
+    return failure.value.stderr
+
+
+@pytest.mark.parametrize("reader", ["postgres", "someone"])
+def test_the_apps_own_role_is_not_made_read_only(fresh, reader):
+    fresh.psql("-qc", MAKE_SOMEONE % "", "-c", OWN_ALL, database="fresh")
+    said = refused(fresh, APP, "reader=" + reader)
+    assert "%s is a superuser or owns" % reader in said and "-v reader=" in said
+    assert fresh.psql("-qAtc", "SELECT 1 FROM pg_db_role_setting JOIN pg_roles ON pg_roles.oid = setrole"
+                               " WHERE rolname = '%s'" % reader) == ""
+
+
+def test_who_may_not_grant_is_told_and_nothing_is_changed(fresh):
+    fresh.psql("-qc", MAKE_SOMEONE % "CREATEROLE", "-c", 'GRANT SELECT ON public."User" TO someone', database="fresh")
+    said = refused(fresh, APP, "reader=own_reader", role="someone")
+    assert "someone may not grant all that own_reader needs" in said
+    assert 'GRANT SELECT ON TABLE public."User" TO own_reader;' in said
+    assert fresh.psql("-qAtc", "SELECT 1 FROM pg_roles WHERE rolname = 'own_reader'") == ""
+
+
+@pytest.mark.parametrize("path, name, _, role, __", list(FILES.values()), ids=list(FILES))
+def test_who_may_not_make_the_role_is_told_who_may(fresh, path, name, _, role, __):
+    fresh.psql("-qc", MAKE_SOMEONE % "", "-c", OWN_ALL, database="fresh")
+    said = refused(fresh, path, name, role="someone")
+    assert "CREATE ROLE %s LOGIN;" % role in said and "CREATEROLE" in said, said
+    fresh.psql("-qc", "CREATE ROLE %s LOGIN" % role)
+    set_up(fresh, path, name, role="someone")
+
+
+def test_grants_outlive_a_later_revoke_from_everybody(fresh):
+    set_up(fresh, APP, "reader=own_reader", "app_password=" + PASSWORD)
+    fresh.psql("-qc", "REVOKE ALL ON DATABASE fresh FROM PUBLIC; REVOKE ALL ON SCHEMA public FROM PUBLIC",
+               database="fresh")
+    assert can_log_in(fresh, "own_reader", PASSWORD)
+    assert fresh.psql("-qAtc", 'SET ROLE own_reader; SELECT count(*) FROM public."User"', database="fresh") == "0\n"
+
+
+def test_a_dimension_that_is_a_view_or_has_its_own_comment_stays_as_it_is(fresh):
+    fresh.psql("-qc", "CREATE SCHEMA dw; CREATE TABLE dw.base (athlete_uuid UUID PRIMARY KEY, full_name TEXT,"
+                      " source_synced_at TIMESTAMPTZ) WITH (fillfactor = 80); COMMENT ON TABLE dw.base IS 'mine';"
+                      "CREATE VIEW dw.seen AS SELECT * FROM dw.base", database="fresh")
+    for table in ("dw.seen", "dw.base"):
+        set_up(fresh, WAREHOUSE, "writer=own_writer", "table=" + table)
+        assert fresh.psql("-qAtc", "SELECT has_table_privilege('own_writer', '%s', 'INSERT')" % table,
+                          database="fresh") == "t\n"
+    assert fresh.psql("-qAtc", "SELECT reloptions, obj_description(oid) FROM pg_class WHERE relname = 'base'",
+                      database="fresh") == "{fillfactor=80}|mine\n"
+
+
+def test_owning_the_tables_is_enough_without_a_right_to_create(fresh):
+    set_up(fresh, WAREHOUSE, "writer=own_writer")
+    fresh.psql("-qc", MAKE_SOMEONE % "", "-c", """DO $$ DECLARE name REGCLASS; BEGIN
+        FOR name IN SELECT oid FROM pg_class WHERE relnamespace = 'analytics'::regnamespace AND relkind IN ('r', 'v')
+        LOOP EXECUTE format('ALTER TABLE %s OWNER TO someone', name); END LOOP; END $$;
+        CREATE SCHEMA dw; GRANT USAGE ON SCHEMA dw TO someone, own_writer;
+        GRANT USAGE, CREATE ON SCHEMA analytics TO someone;
+        CREATE TABLE dw.dim (athlete_uuid UUID PRIMARY KEY, full_name TEXT, source_synced_at TIMESTAMPTZ);
+        ALTER TABLE dw.dim OWNER TO someone""", database="fresh")
+    set_up(fresh, WAREHOUSE, "writer=own_writer", "table=dw.dim", role="someone")
+    fresh.psql("-qc", "REVOKE USAGE ON SCHEMA dw FROM own_writer", database="fresh")
+    assert "GRANT USAGE ON SCHEMA dw TO own_writer;" in refused(
+        fresh, WAREHOUSE, "writer=own_writer", "table=dw.dim", role="someone")
+
+
+def test_a_health_view_of_another_shape_is_made_anew(fresh):
+    fresh.psql("-qc", "CREATE SCHEMA analytics; CREATE VIEW analytics.athlete_sync_health AS SELECT 1 AS well",
+               database="fresh")
+    set_up(fresh, WAREHOUSE, "writer=own_writer")
+    assert fresh.psql("-qAtc", "SELECT verdict FROM analytics.athlete_sync_health", database="fresh") == "never ran\n"
+
+
+def test_renames_outlive_a_history_that_begins_anew(fresh):
+    set_up(fresh, WAREHOUSE, "writer=own_writer")
+    rename = "INSERT INTO analytics.athlete_rename VALUES (1, '%s', 'A', 'B')" % ANN
+    fresh.psql("-qc", rename, "-qc", rename, database="fresh")
+
+
+@pytest.mark.parametrize("path, name", [(APP, "reader=own_reader"), (WAREHOUSE, "writer=own_writer")])
+def test_a_role_that_has_no_password_is_named_again(fresh, path, name):
+    assert set_up(fresh, path, name) == set_up(fresh, path, name)
