@@ -36,6 +36,7 @@ exit codes:
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import gc
 import io
@@ -56,11 +57,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 log = logging.getLogger("sync_athletes")
 SIGNALS_TO_STOP = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
-                   if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN]
+                   if hasattr(signal, name)]
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    SIGNALS_TO_STOP.remove(signal.SIGHUP)  # it was started by nohup
 
 
 def leave_at_once(*_: object) -> None:
@@ -193,6 +196,23 @@ def start_logging(argv: List[str]) -> Tuple[logging.Handler, Optional[LogFile]]:
     return stderr, file
 
 
+def how_to_get_packages() -> str:
+    """Make install has put them into .venv; another Python does not see them there."""
+    for python in (PROJECT / ".venv" / "bin" / "python", PROJECT / ".venv" / "Scripts" / "python.exe"):
+        if python.exists() and Path(sys.prefix) != PROJECT / ".venv":
+            return "%s %s" % (python, " ".join(sys.argv))
+    return "make install, or: pip install -r python/requirements.txt"
+
+
+def leave_with(code: int) -> None:
+    """Python itself would exit 120 if stderr cannot be flushed, to a full disk for one."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        pass
+    os._exit(code)
+
+
 gc.disable()
 try:
     import numpy as np
@@ -204,9 +224,8 @@ try:
     from tqdm import tqdm
 except Exception as missing:  # a pandas built for another numpy raises ValueError, for one
     start_logging(sys.argv[1:])
-    log.error("packages: %s. Next: make install, or: "
-              "pip install -r python/requirements.txt (exit code 1)", missing)
-    raise SystemExit(1)
+    log.error("packages: %s. Next: %s (exit code 1)", missing, how_to_get_packages())
+    leave_with(1)
 
 # What was imported stays for good. To look for garbage in it, now and at exit, takes a tenth of a second.
 gc.freeze()
@@ -1214,13 +1233,14 @@ class Report:
     saying: Any = field(default_factory=threading.Lock)
     said: threading.Event = field(default_factory=threading.Event)
     started: float = field(default_factory=time.monotonic)
+    ended: Optional[float] = None
     as_json: bool = False
     quiet: bool = False
     log_file: Optional[LogFile] = None
     MOST_REJECTS = 100
 
     def seconds(self) -> float:
-        return round(time.monotonic() - self.started, 2)
+        return round((self.ended or time.monotonic()) - self.started, 2)
 
     def room_for_rejects(self) -> int:
         return self.MOST_REJECTS - len(self.rejects)
@@ -1243,6 +1263,7 @@ class Report:
                 return
             if problem and self.exit_code == OK:
                 self.fail(problem)
+            self.ended = time.monotonic()
             self.said.set()
         line = self.answer or (self.json_line() if self.as_json else
                                "\n".join(change_lines(self) + [self.text_line()]))
@@ -1737,8 +1758,8 @@ def check_network(endpoint: Endpoint, settings: Settings) -> List[Check]:
     try:
         socket.create_connection((host, int(port)), settings["SYNC_CONNECT_TIMEOUT"]).close()
         return [Check("ok", endpoint.side, "network", "%s port %s answers" % (host, port))]
-    except OSError as error:
-        found = "%s port %s: %s" % (host, port, error.strerror or error)
+    except (OSError, UnicodeError) as error:  # the latter for a name such as db..example
+        found = "%s port %s: %s" % (host, port, getattr(error, "strerror", None) or "not a host's name")
         return [Check("FAIL", endpoint.side, "network", found,
                       NOT_THERE.format(**names_for_advice(endpoint, settings)), CONNECTION)]
 
@@ -1978,7 +1999,7 @@ def read_column(text: str) -> SqlName:
 
 
 def whole_number(text: str, least: int, most: int) -> int:
-    if not re.match(r"[0-9]{1,9}$", text) or not least <= int(text) <= most:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
         raise ValueError("must be a whole number from %d to %d" % (least, most))
     return int(text)
 
@@ -2005,7 +2026,7 @@ def read_sslmode(text: str) -> str:
 def read_period(text: str) -> str:
     """Read 30m, 12h or 2d and return it as Postgres reads an interval."""
     units = {"m": "minutes", "h": "hours", "d": "days"}
-    if not re.match(r"\d{1,6}[mhd]$", text):
+    if not re.fullmatch(r"[0-9]{1,6}[mhd]", text):
         raise ValueError("must be a time such as 30m, 12h or 2d")
     return "%d %s" % (int(text[:-1]), units[text[-1]])
 
@@ -2015,20 +2036,76 @@ def read_refresh(text: str) -> str:
 
 
 def read_ping_url(text: str) -> str:
-    if not re.match(r"https?://[^\s/]+", text):
+    if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", text):
         raise ValueError("must begin with http:// or https:// and a host")
     return text.rstrip("/")
 
 
+IN_URLS = "in a password, a user or a database write @ : / ? # % as %40 %3A %2F %3F %23 %25"
+
+# Of Prisma's own parameters, those that do not concern libpq: it has its schema in APP_TABLE, and one connection.
+PRISMA_PARAMETERS = ("schema", "pgbouncer", "connection_limit", "pool_timeout", "socket_timeout",
+                     "statement_cache_size")
+
+
 def read_url(text: str) -> Dict[str, str]:
+    """Read a libpq URL. No complaint quotes any of it: what libpq trips over may be the password."""
+    url, left_out = without_prisma_parameters(text)
     try:
-        libpq = psycopg2.extensions.parse_dsn(text)
-        for port in libpq.get("port", "5432").split(","):
-            read_port(port)
-    except (psycopg2.Error, ValueError):  # libpq's own words quote what it tripped over: the password
-        raise ValueError("is not a libpq URL; in a password write "
-                         "@ : / ? # % as %40 %3A %2F %3F %23 %25") from None
+        libpq = psycopg2.extensions.parse_dsn(url)
+    except psycopg2.Error as error:
+        unknown, query = re.search('URI query parameter: "([a-z_]+)"', str(error)), url.partition("?")[2]
+        if unknown and unknown.group(1) + "=" in query and "@" not in query:  # else it may be of a password
+            raise ValueError("has a parameter that libpq does not know: %s" % unknown.group(1)) from None
+        raise ValueError("is not a libpq URL; " + IN_URLS) from None
+    check_hosts(libpq)
+    for name in ("user", "dbname"):
+        if re.search("[/:]" if name == "user" else "[@/:]", libpq.get(name, "")):
+            raise ValueError("is read wrongly; " + IN_URLS)
+    if "sslmode" in libpq:
+        read_sslmode(libpq["sslmode"])
+    if left_out:
+        log.info("settings: Prisma's own parameters are left out of the URL: %s", ", ".join(left_out))
     return libpq
+
+
+def without_prisma_parameters(text: str) -> Tuple[str, List[str]]:
+    base, _, query = text.partition("?")
+    parameters = [parameter for parameter in query.split("&") if parameter]
+    kept = [parameter for parameter in parameters if parameter.partition("=")[0] not in PRISMA_PARAMETERS]
+    left_out = [parameter.partition("=")[0] for parameter in parameters if parameter not in kept]
+    return base + "?" * bool(kept) + "&".join(kept) if left_out else text, left_out
+
+
+def check_hosts(libpq: Dict[str, str]) -> None:
+    """Several hosts have one port each, or one for all. Raises ValueError."""
+    hosts, ports = libpq.get("host", "").split(","), libpq.get("port", "").split(",")
+    for host in hosts:
+        read_host(host)
+    for port in ports:
+        if port:
+            read_port(port)
+    if len(ports) not in (1, len(hosts)):
+        raise ValueError("has %d ports for %d hosts" % (len(ports), len(hosts)))
+
+
+def read_host(text: str) -> str:
+    """A name, an address, or the folder of a socket; a URL, or a piece of one, would show its password."""
+    if re.search("[@/]", text) and not text.startswith("/") or ":" in text and not is_ipv6(text):
+        raise ValueError("is not a host's name; a URL goes into APP_DATABASE_URL or WH_DATABASE_URL, and there: "
+                         + IN_URLS)
+    return text
+
+
+def is_ipv6(text: str) -> bool:
+    return re.fullmatch(r"[0-9A-Fa-f:.]+(%\w+)?", text) is not None and text.count(":") >= 2
+
+
+def read_word(text: str) -> str:
+    """A database or a role by its name. Some roles do hold an @: those of cloud services."""
+    if re.search("[/:]", text):
+        raise ValueError("is not a name; a URL goes into APP_DATABASE_URL or WH_DATABASE_URL")
+    return text
 
 
 class Setting(NamedTuple):
@@ -2040,10 +2117,10 @@ class Setting(NamedTuple):
 
 def side_settings(prefix: str, side: str) -> List[Setting]:
     return [
-        Setting(prefix + "_HOST", None, str, "host of the %s database" % side),
+        Setting(prefix + "_HOST", None, read_host, "host of the %s database" % side),
         Setting(prefix + "_PORT", "5432", read_port, "its port"),
-        Setting(prefix + "_DB", None, str, "its name"),
-        Setting(prefix + "_USER", None, str, "the role to log in as"),
+        Setting(prefix + "_DB", None, read_word, "its name"),
+        Setting(prefix + "_USER", None, read_word, "the role to log in as"),
         Setting(prefix + "_PASSWORD", None, str, "its password"),
         Setting(prefix + "_DATABASE_URL", None, read_url, "a libpq URL instead of the five above"),
         Setting(prefix + "_SSLMODE", None, read_sslmode, "TLS, as libpq's sslmode: require, ..."),
@@ -2097,7 +2174,8 @@ class Settings:
     app: Endpoint
     warehouse: Endpoint
     values: Dict[str, Any] = field(repr=False)
-    found: Dict[str, "SettingText"] = field(repr=False)
+    found: Dict[str, SettingText] = field(repr=False)
+    unknown: List[str]  # names in the .env file that look like ours, and are another program's, or misspelt
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
@@ -2132,36 +2210,86 @@ def read_settings(env_file: Optional[str]) -> Settings:
     from_file = read_env_file(env_file)
     found = {name: SettingText(text, "file") for name, text in from_file.items() if text}
     found.update({name: SettingText(text, "environment") for name, text in os.environ.items() if text})
-    values, problems = {}, []
+    values: Dict[str, Any] = {}
+    problems = misspelt(from_file)
+    for prefix in ("APP", "WH"):
+        let_environment_win(prefix, found)
     for setting in SETTINGS:
-        text = found[setting.name].text if setting.name in found else setting.default
         try:
-            values[setting.name] = None if text is None else setting.read(text)
+            values[setting.name] = read_setting(setting, found)
         except ValueError as problem:
             problems.append("%s %s" % (setting.name, problem))
-    app = read_endpoint("app", "APP", values, problems)
-    warehouse = read_endpoint("warehouse", "WH", values, problems)
+    app = read_endpoint("app", "APP", values, found, problems)
+    warehouse = read_endpoint("warehouse", "WH", values, found, problems)
     if problems:
-        raise SyncError(CONFIGURATION, "settings", "; ".join(problems),
-                          "set them in %s (cp .env.example .env) or in the environment"
-                          % (env_file or PROJECT / ".env"))
-    return Settings(app, warehouse, values, found)
+        raise missing_or_malformed(problems, found, env_file)
+    return Settings(app, warehouse, values, found, unknown_names(from_file, ("APP_", "WH_")))
+
+
+def read_setting(setting: Setting, found: Dict[str, SettingText]) -> Any:
+    if setting.name not in found:
+        return None if setting.default is None else setting.read(setting.default)
+    text = found[setting.name].text
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # such as a byte of Latin 1 in the environment
+        raise ValueError("is not UTF-8 text") from None
+    if "\0" in text:
+        raise ValueError("holds a NUL character")
+    return setting.read(text)
+
+
+def unknown_names(names: Iterable[str], prefixes: Tuple[str, ...]) -> List[str]:
+    known = [setting.name for setting in SETTINGS]
+    return [name for name in names if name.startswith(prefixes) and name not in known]
+
+
+def misspelt(from_file: Iterable[str]) -> List[str]:
+    """A misspelt guard guards nothing, so what begins with SYNC_ in the .env file must be a setting."""
+    problems = []
+    for name in unknown_names(from_file, ("SYNC_",)):
+        near = difflib.get_close_matches(name, [setting.name for setting in SETTINGS], 1)
+        problems.append("%s is no setting%s" % (name, "; is it %s?" % near[0] if near else ""))
+    return problems
+
+
+THE_FIVE = ("HOST", "PORT", "DB", "USER", "PASSWORD")
+
+
+def let_environment_win(prefix: str, found: Dict[str, SettingText]) -> None:
+    """A URL in the file gives way to one of the five in the environment, as everything else there does."""
+    url = found.get(prefix + "_DATABASE_URL")
+    winners = [name for name in (prefix + "_" + word for word in THE_FIVE)
+               if name in found and found[name].source == "environment"]
+    if url and url.source == "file" and winners:
+        log.info("settings: %s in the environment wins over %s_DATABASE_URL in the file", winners[0], prefix)
+        del found[prefix + "_DATABASE_URL"]
+
+
+def missing_or_malformed(problems: List[str], found: Dict[str, SettingText],
+                         env_file: Optional[str]) -> SyncError:
+    path = env_path(env_file)
+    if not path.exists() and not any(setting.name in found for setting in SETTINGS):
+        return SyncError(CONFIGURATION, "settings", "there is no %s, and no setting in the environment" % path,
+                         "cp .env.example .env, and fill in the ten lines at its top")
+    return SyncError(CONFIGURATION, "settings", "; ".join(problems),
+                     "set them in %s or in the environment; .env.example shows them all" % path)
 
 
 def read_env_file(env_file: Optional[str]) -> Dict[str, Optional[str]]:
     path = env_path(env_file)
-    if not env_file and not path.exists():
-        return {}
-    if others_may_read(path):
-        log.warning("settings: others may read %s; chmod 600 %s", path, path)
     try:
+        if not env_file and not path.exists():
+            return {}
+        if others_may_read(path):
+            log.warning("settings: others may read %s; chmod 600 %s", path, path)
         with path.open(encoding="utf-8-sig") as lines:  # editors on Windows write a byte order mark
             # Without interpolation: a $ in a password is a $.
             return dict(dotenv_values(stream=lines, interpolate=False))
-    except (OSError, UnicodeDecodeError) as problem:
+    except (OSError, ValueError) as problem:  # of the latter kind is UnicodeDecodeError
         reason = getattr(problem, "strerror", None) or "it is not UTF-8 text"
         raise SyncError(CONFIGURATION, "settings", "cannot read %s: %s" % (path, reason),
-                          "make it a readable UTF-8 file, or name another with --env-file") from problem
+                        "make it a readable UTF-8 file, or name another with --env-file") from problem
 
 
 def env_path(env_file: Optional[str]) -> Path:
@@ -2172,13 +2300,17 @@ def others_may_read(path: Path) -> bool:
     return os.name == "posix" and path.is_file() and path.stat().st_mode & 0o077 != 0
 
 
-def read_endpoint(side: str, prefix: str, values: Dict[str, Any], problems: List[str]) -> Endpoint:
+def read_endpoint(side: str, prefix: str, values: Dict[str, Any], found: Dict[str, SettingText],
+                  problems: List[str]) -> Endpoint:
     of = {name[len(prefix) + 1:]: value for name, value in values.items() if name.startswith(prefix)}
     if of.get("DATABASE_URL"):
         libpq = dict(of["DATABASE_URL"])
     else:
-        problems += ["%s_%s is missing" % (prefix, name) for name in ("HOST", "DB", "USER", "PASSWORD")
-                     if not of[name]]
+        for name in (prefix + "_" + word for word in THE_FIVE if word != "PORT"):
+            if name not in found:
+                problems.append("%s is missing" % name)
+            elif re.fullmatch("your_(app|warehouse)_(host|password)", found[name].text):
+                problems.append("%s is still the example's %s" % (name, found[name].text))
         libpq = {"host": of.get("HOST"), "port": of.get("PORT"), "dbname": of.get("DB"),
                  "user": of.get("USER"), "password": of.get("PASSWORD")}
     for name, parameter in (("SSLMODE", "sslmode"), ("SSLROOTCERT", "sslrootcert")):
@@ -2447,12 +2579,19 @@ class Watchdog(threading.Thread):
     def stop_everything(self) -> None:
         for database in self.databases:
             in_background(database.cancel)  # a frozen server blocks it
-        if self.report.said.wait(self.SECONDS_TO_CANCEL):
+        if self.has_unwound(self.SECONDS_TO_CANCEL):
             return
         for database in self.databases:
             database.hang_up()
-        if not self.report.said.wait(self.SECONDS_TO_UNWIND):
+        if not self.has_unwound(self.SECONDS_TO_UNWIND):
             in_background(self.say_result_ourselves)
+
+    def has_unwound(self, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self.report.said.is_set():
+            if self.over.wait(0.02):
+                return True
+        return self.report.said.is_set()
 
     def say_result_ourselves(self) -> None:
         self.report.say_result(self.stopped_by)
@@ -2539,7 +2678,7 @@ CONNECT_EXPLANATIONS = [
     ("reset by peer", HUNG_UP),
     ("translate host name", Explanation(CONNECTION, "unknown host", "check {prefix}_HOST: nslookup {host}")),
     ("password", Explanation(CONNECTION, "the login was refused",
-                         "check {prefix}_USER and {prefix}_PASSWORD, or: "
+                         "check {prefix}_USER and {prefix}_PASSWORD, or as a superuser: "
                          "ALTER ROLE {user} WITH PASSWORD '...' VALID UNTIL 'infinity';")),
     ("pg_hba.conf", Explanation(CONNECTION, "the server does not let this host, role or database in",
                             "add a line to its pg_hba.conf, or {prefix}_SSLMODE=require if it asks for TLS")),
@@ -2570,7 +2709,7 @@ COLUMNS = {
 
 
 def explanation_of_refusal(error: Exception) -> Explanation:
-    words = words_of(error)
+    words = re.sub('"[^"]*"', '""', words_of(error))  # a database may be called refused_orders
     return next((explanation for needle, explanation in CONNECT_EXPLANATIONS if needle in words), OTHER_REFUSAL)
 
 
@@ -2685,6 +2824,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # argparse itself would exit 2, which means connection
         raise SyncError(CONFIGURATION, "command line", message, "--help lists the options")
 
+    def _print_message(self, message: str, file: Any = None) -> None:  # of --help and --version
+        write_or_forget(file or sys.stdout, message)
+
 
 def read_command_line(argv: Optional[List[str]], report: Report) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -2713,6 +2855,8 @@ def read_command_line(argv: Optional[List[str]], report: Report) -> argparse.Nam
     stderr, report.log_file = start_logging(argv)  # what the parser refuses is logged too
     report.as_json = "--json" in argv
     options = parser.parse_args(argv)
+    if options.env_file == "":
+        parser.error("--env-file names no file")
     logging.getLogger().setLevel(logging.DEBUG if options.verbose else logging.INFO)
     stderr.setLevel(logging.WARNING if options.quiet else logging.NOTSET)
     report.dry_run, report.quiet, report.shows_changes = options.dry_run, options.quiet, options.diff

@@ -93,6 +93,7 @@ def test_the_server_is_told_to_look_after_its_client(world):
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 4), (signal.SIGINT, 4), (signal.SIGHUP, 4)])
 def test_an_interrupted_run_is_pinged_and_recorded(world, number, code):
     world.app_has((ANN, "Ann Archer"))
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # or a suite started by nohup would hand its own on
     with ping_server() as server, world.app.holding('LOCK TABLE public."User" IN ACCESS EXCLUSIVE MODE'):
         process = world.start(SYNC_PING_URL=server.url)
         world.app.wait_until_a_run_waits_for_a_lock()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from urllib.parse import quote
 
 import psycopg2
 import pytest
 
-from conftest import ANN, finish
+from conftest import ANN, arguments, finish, run_in_process
 from lab.servers import READER_PASSWORD, SCRIPT, WRITER_PASSWORD
+from test_status import ping_server
 
 MALFORMED = {
     "APP_PORT": ["abc", "0", "-1", "65536", "5432.0", "54 32", "\u00b2"],
@@ -218,3 +220,199 @@ def test_both_sides_by_url(world):
         WH_DATABASE_URL="postgres://warehouse_writer:%s@127.0.0.1:%d/warehouse" % (
             quote(WRITER_PASSWORD, safe=""), world.lab.warehouse.port), **settings)
     assert run.code == 0, run
+
+
+# Secrets: a canary in a hundred mangled URLs, of which no four letters in a row may come out anywhere
+
+
+CANARY = "h7nterZq"
+TEMPLATES = [
+    "postgresql://role:{0}@2{0}@host/db", "postgresql://role:{0}/x@host/db", "postgresql://role:{0}:x@host/db",
+    "postgresql://role:{0}?x@host/db", "postgresql://role:{0}?x=1@host/db", "postgresql://role:{0}#x@host/db",
+    "postgresql://role:{0}%@host/db", "postgresql://role:{0}%zz@host/db", "postgresql://role:{0}[@host/db",
+    "postgresql://role:{0} x@host/db", "postgresql:/role:{0}@host/db", "postgresql//role:{0}@host/db",
+    "postgresql:role:{0}@host/db", "role:{0}@host/db", "postgresql://role@{0}@host/db",
+    "postgresql://role:x@{0}@host/db", "postgresql://role:x@y@{0}/db", "postgresql://role:x@host@{0}/db",
+    "postgresql://role:x@host:{0}/db", "postgresql://role:x@host:5432:{0}/db", "postgresql://role:x@ho/st/{0}",
+    "postgresql://role:x@host/db?sslmode={0}", "postgresql://role:x@host/db?{0}", "postgresql://role:x@host/db?a={0}",
+    "postgresql://role:x@host/db&{0}=1", "postgresql://role:x@host/db?sslmode=require&{0}",
+    "postgresql://role:x@ho st/{0}", "postgresql://role:{0}", "postgresql://:{0}@host/db",
+    "postgresql://role:{0}@@host/db", "postgresql://role:{0}@host@/db", "postgresql://role:{0}@host/db@x",
+    "postgresql://role:{0}@host/db:x", "postgresql://role:{0}@[host/db", "postgresql://role:{0}@host]/db",
+]
+MANGLED = [(name, template) for template in TEMPLATES
+           for name in ("APP_DATABASE_URL", "WH_DATABASE_URL", "APP_HOST", "WH_DB")]
+PIECES = [CANARY[place:place + 4] for place in range(len(CANARY) - 3)]
+
+
+@pytest.mark.parametrize("flags", [("-v",), ("--check", "-v")], ids=["sync", "check"])
+def test_no_piece_of_a_password_comes_out_of_a_mangled_url(world, flags):
+    assert len(MANGLED) >= 100
+    with ping_server() as server:
+        for name, template in MANGLED:
+            settings = {name: template.format(CANARY), "SYNC_PING_URL": server.url, "SYNC_CONNECT_ATTEMPTS": "1",
+                        "SYNC_CONNECT_TIMEOUT": "1", "SYNC_DEADLINE": "20"}
+            run = run_in_process(world.script, arguments(flags), world.environment(settings))
+            said = run.out + run.err + str(world.history()) + str(server.told)
+            assert run.code in (1, 2) and not [piece for piece in PIECES if piece in said], (name, template, run)
+
+
+@pytest.mark.parametrize("name, value", [
+    ("APP_HOST", "postgresql://role:%s@host/db" % CANARY), ("WH_DB", "postgresql://role:%s@host/db" % CANARY),
+    ("APP_USER", "role:%s" % CANARY), ("APP_DATABASE_URL", "postgresql://role:x%s@2x@host/db" % CANARY)])
+def test_a_url_in_the_wrong_place_is_told_as_such(world, name, value):
+    run = world.sync(**{name: value})
+    assert run.code == 1 and name in run.error and ("%40" in run.error or "DATABASE_URL" in run.error), run
+
+
+# What looks wrong and is not, and the other way round
+
+
+def url_of(world, prefix="APP", query=""):
+    of = world.environment({})
+    return "postgresql://%s:%s@%s:%s/%s%s" % tuple([quote(of[prefix + "_" + word], safe="")
+                                                    for word in ("USER", "PASSWORD", "HOST", "PORT", "DB")] + [query])
+
+
+NO_FIVE = {"APP_" + word: None for word in ("HOST", "PORT", "DB", "USER", "PASSWORD")}
+
+
+@pytest.mark.parametrize("query", ["?schema=public", "?pgbouncer=true&connection_limit=1&sslmode=prefer",
+                                   "?sslmode=prefer&pool_timeout=10"])
+def test_a_url_as_prisma_writes_it(world, query):
+    world.app_has((ANN, "Ann Archer"))
+    run = world.sync(APP_DATABASE_URL=url_of(world, query=query), **NO_FIVE)
+    assert (run.code, run.counts()) == (0, "1: 1 new"), run
+    assert "Prisma's own parameters are left out of the URL" in run.err
+
+
+def test_a_parameter_that_libpq_does_not_know_is_named(world):
+    run = world.sync(APP_DATABASE_URL=url_of(world, query="?sslaccept=strict"), **NO_FIVE)
+    assert run.code == 1 and "libpq does not know: sslaccept" in run.error, run
+
+
+@pytest.mark.parametrize("hosts, code", [("127.0.0.1,127.0.0.1", 0), ("127.0.0.1:{port},127.0.0.1:{port}", 0)])
+def test_two_hosts(world, hosts, code):
+    world.app_has((ANN, "Ann Archer"))
+    of = world.environment({})
+    url = "postgresql://%s:%s@%s/app" % (of["APP_USER"], quote(of["APP_PASSWORD"], safe=""),
+                                         hosts.format(port=of["APP_PORT"]))
+    run = world.sync(APP_DATABASE_URL=url + ("" if "{" in hosts else "?port=" + of["APP_PORT"]), **NO_FIVE)
+    assert run.code == code, run
+
+
+@pytest.mark.parametrize("flags", [(), ("--check",)])
+def test_two_ports_for_one_host_are_a_matter_of_configuration(world, flags):
+    run = world.run(*flags, APP_DATABASE_URL="postgresql://role:x@127.0.0.1/app?port=1,2", **NO_FIVE)
+    assert run.code == 1 and "2 ports for 1 hosts" in run.out + run.err, run
+
+
+@pytest.mark.parametrize("host", ["db..example", "a" * 70 + ".example"])
+@pytest.mark.parametrize("flags", [(), ("--check",)])
+def test_a_host_that_no_name_can_be(world, host, flags):
+    run = world.run(*flags, APP_HOST=host, SYNC_CONNECT_ATTEMPTS="1")
+    assert run.code == 2, run
+
+
+@pytest.mark.parametrize("name", ["APP_PASSWORD", "APP_HOST", "APP_TABLE", "SYNC_REFRESH"])
+def test_a_byte_that_is_not_utf8(world, name):
+    environment = {key.encode(): value.encode() for key, value in world.environment({}).items()}
+    environment[name.encode()] = b"Jos\xe9"
+    done = subprocess.run([sys.executable, str(SCRIPT)] + arguments(()), env=environment, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.returncode == 1 and name.encode() in done.stderr, done
+
+
+@pytest.mark.parametrize("line, words", [
+    ("SYNC_MAX_UPDATE_PERCENT=1", "SYNC_MAX_UPDATE_PERCENT is no setting; is it SYNC_MAX_UPDATED_PERCENT?"),
+    ("SYNC_ELSE=1", "SYNC_ELSE is no setting"),
+    ('SYNC_REFRESH="12h\n"', "SYNC_REFRESH must be a time such as 30m"),
+    ('APP_PASSWORD="a\\0b"', None),
+    ("APP_HOST=your_app_host", "APP_HOST is still the example's your_app_host"),
+])
+def test_lines_that_mislead(world, tmp_path, line, words):
+    env_file = tmp_path / "settings.env"
+    env_file.write_text(line + "\n")
+    env_file.chmod(0o600)
+    run = finish(world.start("--env-file", str(env_file), APP_HOST=None if "APP_HOST" in line else "127.0.0.1"))
+    if words:
+        assert run.code == 1 and words in run.error, run
+    assert "cp .env.example" not in run.err, "never told to overwrite the file that is there"
+
+
+def test_the_environment_wins_over_a_url_in_the_file(world, tmp_path):
+    world.app_has((ANN, "Ann Archer"))
+    env_file = tmp_path / "settings.env"
+    env_file.write_text("APP_DATABASE_URL=postgresql://role:x@nowhere.example/app\n")
+    env_file.chmod(0o600)
+    run = finish(world.start("--env-file", str(env_file)))
+    assert run.code == 0 and "in the environment wins over APP_DATABASE_URL in the file" in run.err, run
+
+
+@pytest.mark.parametrize("name", ["", "x" * 300, os.path.join("/dev/null", "x")])
+def test_an_env_file_that_cannot_be(world, name):
+    run = finish(world.start("--env-file", name))
+    assert run.code == 1 and run.error.count("Next:") == 1, run
+
+
+def test_nothing_at_all_is_one_sentence(world, tmp_path):
+    script = tmp_path / "project" / "python" / "scripts" / SCRIPT.name
+    script.parent.mkdir(parents=True)
+    shutil.copy(str(SCRIPT), str(script))
+    nothing = {name: None for name in world.environment({}) if name.startswith(("APP_", "WH_"))}
+    run = finish(world.start(command=(sys.executable, str(script)), env_file=None, **nothing))
+    assert run.code == 1 and "there is no %s" % (tmp_path / "project" / ".env") in run.error, run
+    assert "is missing" not in run.error and "cp .env.example .env" in run.error
+
+
+# Codes that only Python would give
+
+
+FULL = "/dev/full"
+
+
+@pytest.mark.skipif(not os.path.exists(FULL), reason="there is no /dev/full here")
+@pytest.mark.parametrize("flags", ["--help", "--version", "--nonsense", "--status"])
+def test_nothing_but_0_to_4_comes_out_though_nobody_can_be_told(world, flags):
+    with open(FULL, "wb") as full:
+        process = subprocess.Popen([sys.executable, str(SCRIPT), flags] + arguments(()),
+                                   env=world.environment({"WH_PORT": "1"}),
+                                   stdin=subprocess.DEVNULL, stdout=full, stderr=full)
+        code = process.wait(60)
+    assert code == {"--help": 0, "--version": 0, "--nonsense": 1, "--status": 2}[flags]
+
+
+def test_a_closed_pipe(world):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    code = subprocess.call([sys.executable, str(SCRIPT), "--version"], stdin=subprocess.DEVNULL, stdout=write_end)
+    os.close(write_end)
+    assert code == 0
+
+
+def test_a_missing_package_with_nobody_to_tell(tmp_path):
+    (tmp_path / "pandas.py").write_text("raise ImportError('No module named pandas')\n")
+    with open(FULL if os.path.exists(FULL) else os.devnull, "wb") as full:
+        code = subprocess.call([sys.executable, str(SCRIPT)], env=dict(os.environ, PYTHONPATH=str(tmp_path)),
+                               stdin=subprocess.DEVNULL, stdout=full, stderr=full)
+    assert code == 1
+
+
+def test_where_venv_is_there_its_python_is_named(tmp_path):
+    project = tmp_path / "project"
+    script = project / "python" / "scripts" / SCRIPT.name
+    script.parent.mkdir(parents=True)
+    shutil.copy(str(SCRIPT), str(script))
+    (project / ".venv" / "bin").mkdir(parents=True)
+    (project / ".venv" / "bin" / "python").write_text("")
+    (tmp_path / "pandas.py").write_text("raise ImportError('No module named pandas')\n")
+    done = subprocess.run([sys.executable, str(script), "--dry-run"], env=dict(os.environ, PYTHONPATH=str(tmp_path)),
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+    assert done.returncode == 1 and "Next: %s %s --dry-run" % (
+        project / ".venv" / "bin" / "python", script) in done.stderr, done
+
+
+@pytest.mark.parametrize("database", ["refused_orders", "password", "timed out", "SSL"])
+def test_a_database_by_a_misleading_name(world, database):
+    run = world.sync(APP_DB=database)
+    assert run.code == 2 and "the database does not exist" in run.error and "APP_DB" in run.error, run
