@@ -137,7 +137,7 @@ def show_three_runs(lab: Lab) -> None:
 
 
 def show_answers(warehouse: Server) -> None:
-    headline("What the warehouse says: the monitoring queries of README.md")
+    headline("What the warehouse says: the monitoring queries of python/docs/monitoring.md")
     for query in (COUNT, RECENT, STALE, HEALTH):
         print("warehouse=> " + query, end="  " if query == COUNT else "\n")
         answer = warehouse.psql("-At" if query == COUNT else "-Pfooter=off", "-c", query)

@@ -23,7 +23,7 @@ from urllib.parse import quote
 import pytest
 
 from conftest import ANN, BOB, CAT, Side, arguments, finish, run_in_process
-from lab.servers import PRISMA_USER, PROJECT, READER_PASSWORD, SCRIPT, WRITER_PASSWORD, free_port
+from lab.servers import PRISMA_USER, PROJECT, READER_PASSWORD, SCRIPT, WRITER_PASSWORD, free_port, program_of
 from standby import standby_of
 
 ROLE = {"app": "app_readonly", "warehouse": "warehouse_writer"}
@@ -49,6 +49,7 @@ ROLE_AS_NEW = """
     END $$;
     ALTER ROLE {role} LOGIN NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE VALID UNTIL 'infinity';
     ALTER ROLE {role} RESET ALL;
+    ALTER ROLE {role} IN DATABASE "{database}" RESET ALL;
     ALTER DATABASE "{database}" RESET ALL;
     GRANT CONNECT, TEMPORARY ON DATABASE "{database}" TO PUBLIC;"""
 
@@ -107,9 +108,11 @@ class Site:
     def paste(self, side, text):
         """Run the file that is named, or else what is SQL, up to the last semicolon."""
         self.touched.add(side)
-        server, file = self.own[side].server, re.search(r"psql -f (\S+\.sql)", text)
-        if file:
-            server.psql("-f", str(PROJECT / file.group(1)))
+        server, command = self.own[side].server, re.search(r"psql -h .*\.sql", text)
+        if command:
+            path = os.path.dirname(program_of(server.bindir, "psql")) + os.pathsep + os.environ["PATH"]
+            subprocess.run(command.group(), shell=True, cwd=str(PROJECT), check=True, stdout=subprocess.DEVNULL,
+                           env=dict(server.psql_environment(), PATH=path))
         else:
             statements = re.search(r"\b(ALTER|BEGIN|CREATE|DROP|GRANT|REVOKE) .*;", text)
             assert statements, "no SQL in %r" % text
@@ -142,6 +145,7 @@ def state(side):
     relations = side.sql("""
         SELECT oid::regclass::text, relkind::text FROM pg_class
          WHERE relkind IN ('r', 'S', 'm')
+           AND relname <> 'athlete_dim_id_seq'  -- a serial column loses numbers, as --check warns
            AND relnamespace::regnamespace::text !~ '^(pg_|information_schema)'""")
     newest = "concat_ws(' ', count(*), max(xmin::text::bigint), max(xmax::text::bigint))"
     seen = {name: newest for name in CATALOGS}
@@ -166,7 +170,8 @@ class Looked:
     def __init__(self, run):
         self.run, self.answer = run, json.loads(run.out)
         self.checks = self.answer["checks"]
-        assert run.code == self.answer["exit_code"] == max(check["code"] for check in self.checks), run
+        first = next((check["code"] for check in self.checks if check["code"]), 0)
+        assert run.code == self.answer["exit_code"] == first, run
         for check in self.checks:
             assert (check["code"] == 0) == (check["level"] != "FAIL"), check
             assert bool(check["next_step"]) == (check["level"] != "ok"), "what to type: %r" % check
@@ -211,10 +216,17 @@ TRIGGER = """
     CREATE TRIGGER "Meddle" BEFORE INSERT OR UPDATE ON analytics.athlete_dim
        FOR EACH ROW EXECUTE PROCEDURE analytics.meddle()"""
 
+REMADE = """
+DROP TABLE analytics.athlete_dim;
+CREATE TABLE analytics.athlete_dim (athlete_uuid UUID PRIMARY KEY, full_name TEXT NOT NULL,
+                                    source_synced_at TIMESTAMPTZ NOT NULL DEFAULT now()) WITH (fillfactor = 50);
+GRANT SELECT, INSERT, UPDATE ON analytics.athlete_dim TO warehouse_writer
+"""
+
 DEFECTS = {
     # The app: login and privileges
-    "app: SELECT": revoked("app", 'SELECT ON public."User"', "FAIL app privilege: SELECT"),
-    "app: USAGE": revoked("app", "USAGE ON SCHEMA public", "FAIL app schema: USAGE on public", True),
+    "app: SELECT": revoked("app", 'SELECT ON public."User"', 'FAIL app run: permission denied'),
+    "app: USAGE": revoked("app", "USAGE ON SCHEMA public", 'FAIL app run: permission denied for schema public', True),
     "app: CONNECT": revoked("app", 'CONNECT ON DATABASE "app to check"', "FAIL app login: may not connect",
                             True, code=2),
     "app: missing role": dict(
@@ -255,10 +267,10 @@ DEFECTS = {
 
     # The app: where it is
     "app: closed port": dict(
-        settings=dict(APP_PORT=closed_port), line="FAIL app network: refused", code=2, prints="APP_PORT",
+        settings=dict(APP_PORT=closed_port), line='FAIL app login: refused', code=2, prints="APP_PORT",
         set={}),
     "app: unknown host": dict(
-        settings=dict(APP_HOST="nosuchhost.invalid"), line="FAIL app network: nosuchhost.invalid", code=2,
+        settings=dict(APP_HOST="nosuchhost.invalid"), line='FAIL app login: nosuchhost.invalid', code=2,
         prints="APP_HOST", set={}),
     "app: no such database": dict(
         settings=dict(APP_DB="nowhere"), line='FAIL app login: "nowhere" does not exist', code=2,
@@ -272,59 +284,60 @@ DEFECTS = {
 
     # The app: what it holds
     "app: missing table": dict(
-        plant='ALTER TABLE public."User" RENAME TO "Member"', line='FAIL app table: does not exist',
+        plant='ALTER TABLE public."User" RENAME TO "Member"', line='FAIL app run: does not exist',
         prints="APP_TABLE", mend='ALTER TABLE public."Member" RENAME TO "User"'),
     "app: missing schema": dict(
-        settings=dict(APP_TABLE='app."User"'), line="FAIL app schema: there is no", prints="APP_TABLE",
+        settings=dict(APP_TABLE='app."User"'), line='FAIL app run: does not exist', prints="APP_TABLE",
         set={}),
     "app: missing uuid column": dict(
-        plant='ALTER TABLE public."User" RENAME uuid TO id', line="FAIL app columns: name",
+        plant='ALTER TABLE public."User" RENAME uuid TO id', line='FAIL app run: uuid',
         prints="APP_UUID_COLUMN", set=dict(APP_UUID_COLUMN="id")),
     "app: missing name column": dict(
-        settings=dict(APP_NAME_COLUMN="fullName"), line="FAIL app columns: uuid", prints="APP_NAME_COLUMN",
+        settings=dict(APP_NAME_COLUMN="fullName"), line='FAIL app run: fullname', prints="APP_NAME_COLUMN",
         set={}),
     "app: neither column": dict(
-        settings=dict(APP_UUID_COLUMN="a", APP_NAME_COLUMN="b"), line="FAIL app columns: neither",
+        settings=dict(APP_UUID_COLUMN="a", APP_NAME_COLUMN="b"), line='FAIL app run: does not exist',
         prints="APP_UUID_COLUMN", set={}),
     "app: uuid of a wrong type": dict(
         plant="""ALTER TABLE public."User" ALTER uuid TYPE INTEGER USING 7;
                              INSERT INTO public."User" VALUES (7, 'Ann Archer')""",
-        line="warn app rejects: 1 rows", prints="--dry-run --json",
+        line='FAIL app run: every row was rejected: 1 uuid is not a uuid', prints="--dry-run --json",
         mend="""DELETE FROM public."User"; ALTER TABLE public."User" ALTER uuid TYPE UUID USING NULL"""),
     "app: row security": dict(
         plant='ALTER TABLE public."User" ENABLE ROW LEVEL SECURITY',
-        line="warn app row security: may hide rows",
+        line='warn app row security: may hide rows',
         prints="ALTER ROLE app_readonly BYPASSRLS"),
     "app: rows that would be rejected": dict(
         plant="INSERT INTO public.\"User\" VALUES ('%s', NULL), (NULL, 'Bob Bowman'), ('x', 'Cat Cooper'),"
                           " ('{%s', 'Dan Dyer'), ('%s', 'Eve Eden')" % (ANN, BOB, CAT),
-        line="warn app rejects: 4 rows", prints="--dry-run --json",
+        line='warn app rows: 4 of 5 rows would be rejected: 2 uuid is not a uuid', prints="--dry-run --json",
         mend="DELETE FROM public.\"User\" WHERE name IS DISTINCT FROM 'Eve Eden'"),
     "app: one uuid, two names": dict(
         plant="INSERT INTO public.\"User\" VALUES ('%s', 'Ann Archer'), ('%s', 'Bob Bowman')"
                           % (ANN, ANN.upper()),
-        line="warn app repeats: 1 uuids", prints="--dry-run --json", mend='DELETE FROM public."User"'),
+        line='FAIL app run: every row was rejected: 2 names differ', prints="--dry-run --json", mend='DELETE FROM public."User"'),
     "app: one uuid in two spellings, two names": dict(
         plant="INSERT INTO public.\"User\" VALUES ('%s', 'Ann Archer'), ('{%s}', 'Bob Bowman')"
                           % (ANN.replace("-", ""), ANN),
-        line="warn app repeats: 1 uuids", prints="--dry-run --json", mend='DELETE FROM public."User"'),
+        line='FAIL app run: every row was rejected: 2 names differ', prints="--dry-run --json", mend='DELETE FROM public."User"'),
 
     # The warehouse: login and privileges
     "warehouse: TEMP": revoked("warehouse", 'TEMPORARY ON DATABASE "warehouse to check"',
-                               "FAIL warehouse privilege: TEMPORARY", True),
+                               'FAIL warehouse run: permission denied to create temporary tables', True),
     "warehouse: USAGE": revoked("warehouse", "USAGE ON SCHEMA analytics",
-                                "FAIL warehouse schema: USAGE on analytics"),
-    "warehouse: SELECT": revoked("warehouse", "SELECT ON " + DIM, "FAIL warehouse privilege: SELECT"),
-    "warehouse: INSERT": revoked("warehouse", "INSERT ON " + DIM, "FAIL warehouse privilege: INSERT"),
-    "warehouse: UPDATE": revoked("warehouse", "UPDATE ON " + DIM, "FAIL warehouse privilege: UPDATE"),
+                                'FAIL warehouse run: permission denied for schema analytics'),
+    "warehouse: SELECT": revoked("warehouse", "SELECT ON " + DIM, 'FAIL warehouse run: permission denied'),
+    "warehouse: INSERT": revoked("warehouse", "INSERT ON " + DIM, 'FAIL warehouse run: permission denied'),
+    "warehouse: UPDATE": revoked("warehouse", "UPDATE ON " + DIM, 'FAIL warehouse run: permission denied'),
     "warehouse: history SELECT": revoked("warehouse", "SELECT ON analytics.athlete_sync_run",
-                                         "warn warehouse run history: analytics.athlete_sync_run"),
-    "warehouse: history INSERT": revoked("warehouse", "INSERT ON analytics.athlete_sync_run",
-                                         "warn warehouse run history: analytics.athlete_sync_run"),
+                                         'warn warehouse status: may not read analytics.athlete_sync_run'),
+    "warehouse: history INSERT": revoked(
+        "warehouse", "INSERT ON analytics.athlete_sync_run", "warn warehouse run history: permission denied",
+        prints="sql/warehouse_setup.sql"),
     "warehouse: sequence USAGE": revoked("warehouse", "USAGE ON SEQUENCE " + SEQUENCE,
-                                         "warn warehouse run history: analytics.athlete_sync_run"),
+                                         'warn warehouse numbering: may not number'),
     "warehouse: view SELECT": revoked("warehouse", "SELECT ON analytics.athlete_sync_health",
-                                      "warn warehouse health view: analytics.athlete_sync_health"),
+                                      'warn warehouse status: may not read analytics.athlete_sync_health'),
     "warehouse: CONNECT": revoked("warehouse", 'CONNECT ON DATABASE "warehouse to check"',
                                   "FAIL warehouse login: may not connect", True, code=2),
     "warehouse: missing role": dict(
@@ -346,95 +359,112 @@ DEFECTS = {
         set={}),
     "warehouse: role only reads": dict(
         plant="ALTER ROLE warehouse_writer SET default_transaction_read_only = on",
-        line="FAIL warehouse writable: default_transaction_read_only", prints="ALTER ROLE warehouse_writer"),
+        line='FAIL warehouse run: read-only', prints="ALTER ROLE warehouse_writer"),
     "warehouse: database only reads": dict(
         plant='ALTER DATABASE "warehouse to check" SET default_transaction_read_only = on',
-        line="FAIL warehouse writable: default_transaction_read_only", prints="ALTER ROLE warehouse_writer"),
+        line='FAIL warehouse run: read-only', prints="ALTER ROLE warehouse_writer"),
 
     # The warehouse: where it is
     "warehouse: closed port": dict(
-        settings=dict(WH_PORT=closed_port), line="FAIL warehouse network: refused", code=2, prints="WH_PORT",
+        settings=dict(WH_PORT=closed_port), line='FAIL warehouse login: refused', code=2, prints="WH_PORT",
         set={}),
     "warehouse: unknown host": dict(
-        settings=dict(WH_HOST="nosuchhost.invalid"), line="FAIL warehouse network: nosuchhost.invalid",
+        settings=dict(WH_HOST="nosuchhost.invalid"), line='FAIL warehouse login: nosuchhost.invalid',
         code=2, prints="WH_HOST", set={}),
     "warehouse: no such database": dict(
         settings=dict(WH_DB="nowhere"), line='FAIL warehouse login: "nowhere" does not exist', code=2,
         prints="WH_DB", set={}),
     "warehouse: another database": dict(
-        settings=dict(WH_DB="postgres"), line="FAIL warehouse schema: there is no", prints="WH_DB", set={}),
+        settings=dict(WH_DB="postgres"), line='FAIL warehouse run: does not exist', prints="WH_DB", set={}),
     "warehouse: TLS that the server does not have": dict(
         settings=dict(WH_SSLMODE="require"), line="FAIL warehouse login: SSL", code=2,
         prints="WH_SSLMODE=disable", set=dict(WH_SSLMODE="disable")),
 
     # The warehouse: what it holds
     "warehouse: missing schema": dict(
-        plant="DROP SCHEMA analytics CASCADE", line="FAIL warehouse schema: there is no", prints="psql -f"),
+        plant="DROP SCHEMA analytics CASCADE", line='FAIL warehouse run: does not exist', prints="sql/warehouse_setup.sql"),
     "warehouse: missing table": dict(
-        plant="DROP TABLE analytics.athlete_dim", line="FAIL warehouse table: does not exist",
-        prints="psql -f"),
+        plant="DROP TABLE analytics.athlete_dim", line='FAIL warehouse run: does not exist',
+        prints="sql/warehouse_setup.sql"),
     "warehouse: missing history": dict(
         plant="DROP TABLE analytics.athlete_sync_run CASCADE",
-        line="warn warehouse run history: does not exist", prints="psql -f"),
+        line="warn warehouse run history: does not exist", prints="sql/warehouse_setup.sql"),
     "warehouse: history of another shape": dict(
         plant="ALTER TABLE analytics.athlete_sync_run DROP repeated CASCADE",
         line="warn warehouse run history: ",
-        mend="ALTER TABLE analytics.athlete_sync_run ADD repeated BIGINT", then=["health view"]),
+        mend="ALTER TABLE analytics.athlete_sync_run ADD repeated BIGINT", then=["status"]),
     "warehouse: missing view": dict(
         plant="DROP VIEW analytics.athlete_sync_health",
-        line="warn warehouse health view: does not exist", prints="psql -f"),
+        line="warn warehouse status: there is no", prints="sql/warehouse_setup.sql"),
     "warehouse: missing athlete_uuid": dict(
         plant="ALTER TABLE analytics.athlete_dim DROP athlete_uuid",
-        line="FAIL warehouse column: athlete_uuid is missing", prints="ALTER TABLE", then=["key", "upsert"]),
+        line='FAIL warehouse run: athlete_uuid', prints="needs athlete_uuid uuid",
+        mend=REMADE),
     "warehouse: missing full_name": dict(
         plant="INSERT INTO analytics.athlete_dim VALUES ('%s', 'Ann Archer');"
               "ALTER TABLE analytics.athlete_dim DROP full_name" % ANN,
-        line="FAIL warehouse column: full_name is missing", prints="ALTER TABLE"),
+        line='FAIL warehouse run: full_name', prints="needs athlete_uuid uuid",
+        mend=REMADE),
     "warehouse: missing source_synced_at": dict(
         plant="INSERT INTO analytics.athlete_dim VALUES ('%s', 'Ann Archer');"
               "ALTER TABLE analytics.athlete_dim DROP source_synced_at" % ANN,
-        line="FAIL warehouse column: source_synced_at is missing", prints="ALTER TABLE"),
+        line='FAIL warehouse run: source_synced_at', prints="needs athlete_uuid uuid",
+        mend=REMADE),
     "warehouse: athlete_uuid is text": dict(
         plant="INSERT INTO analytics.athlete_dim VALUES ('%s', 'Ann Archer');"
               "ALTER TABLE analytics.athlete_dim ALTER athlete_uuid TYPE TEXT" % ANN,
-        line="FAIL warehouse column: athlete_uuid text", prints="ALTER TABLE"),
-    "warehouse: full_name is short": dict(
-        plant="ALTER TABLE analytics.athlete_dim ALTER full_name TYPE VARCHAR(20)",
-        line="FAIL warehouse column: full_name character varying(20)", prints="ALTER TABLE"),
-    "warehouse: source_synced_at has no zone": dict(
-        plant="ALTER TABLE analytics.athlete_dim ALTER source_synced_at TYPE TIMESTAMP",
-        line="FAIL warehouse column: source_synced_at timestamp without time zone", prints="ALTER TABLE"),
+        line='FAIL warehouse run: uuid', prints="needs athlete_uuid uuid",
+        mend=REMADE),
     "warehouse: missing key": dict(
         plant="ALTER TABLE analytics.athlete_dim DROP CONSTRAINT athlete_dim_pkey",
-        line="FAIL warehouse key: no unique index", prints="athlete_uuid"),
+        line='FAIL warehouse run: the key has no unique index', prints="athlete_uuid"),
     "warehouse: a key of its own": dict(
         plant="ALTER TABLE analytics.athlete_dim DROP CONSTRAINT athlete_dim_pkey;"
               "ALTER TABLE analytics.athlete_dim ADD athlete_id UUID PRIMARY KEY"
               " DEFAULT md5(random()::text)::uuid",
-        line="FAIL warehouse key: no unique index", prints="athlete_uuid"),
+        line='FAIL warehouse run: the key has no unique index', prints="athlete_uuid"),
     "warehouse: a key for some rows only": dict(
         plant="ALTER TABLE analytics.athlete_dim DROP CONSTRAINT athlete_dim_pkey;"
               "CREATE UNIQUE INDEX ON analytics.athlete_dim (athlete_uuid) WHERE full_name <> ''",
-        line="FAIL warehouse key: no unique index", prints="athlete_uuid"),
+        line='FAIL warehouse run: the key has no unique index', prints="athlete_uuid"),
     "warehouse: a column that must be filled": dict(
         plant="ALTER TABLE analytics.athlete_dim ADD club TEXT NOT NULL",
-        line='FAIL warehouse upsert: "club"', prints="\\d+ analytics.athlete_dim",
-        mend="ALTER TABLE analytics.athlete_dim ALTER club DROP NOT NULL"),
+        line='FAIL warehouse run: "club"', prints="ALTER COLUMN club SET DEFAULT",
+        mend="ALTER TABLE analytics.athlete_dim ALTER COLUMN club SET DEFAULT 'none'"),
+    "warehouse: a serial column": dict(
+        plant="ALTER TABLE analytics.athlete_dim ADD id SMALLSERIAL;"
+              "GRANT USAGE ON SEQUENCE analytics.athlete_dim_id_seq TO warehouse_writer",
+        line="warn warehouse serial: column id loses a number", prints="SYNC_REFRESH=never",
+        mend="ALTER TABLE analytics.athlete_dim DROP id"),
+    "warehouse: a constraint on the stamp": dict(
+        plant="ALTER TABLE analytics.athlete_dim ADD CONSTRAINT once UNIQUE (athlete_uuid, source_synced_at)",
+        line="warn warehouse cheap reruns: once", prints="DROP CONSTRAINT once"),
+    "warehouse: an inheritance child": dict(
+        plant="CREATE TABLE analytics.old () INHERITS (analytics.athlete_dim)",
+        line="FAIL warehouse run: analytics.old inherits from", prints="NO INHERIT"),
+    "app: everybody may write": dict(
+        plant='GRANT INSERT ON public."User" TO PUBLIC', line="warn app read only: may write",
+        prints="FROM PUBLIC"),
+    "app: padded uuids": dict(
+        plant="""ALTER TABLE public."User" ALTER uuid TYPE char(40);
+                 INSERT INTO public."User" VALUES ('%s', 'Ann Archer')""" % ANN,
+        line="FAIL app run: every row was rejected: 1 uuid is not a uuid", prints="APP_UUID_COLUMN",
+        mend='ALTER TABLE public."User" ALTER uuid TYPE text'),
     "warehouse: a harmless trigger": dict(
         plant=TRIGGER % "", line='warn warehouse triggers: "Meddle"', prints="DISABLE TRIGGER"),
     "warehouse: a trigger that meddles": dict(
-        plant=TRIGGER % "NEW.full_name := upper(NEW.full_name);", line="FAIL warehouse upsert: tried",
+        plant=TRIGGER % "NEW.full_name := upper(NEW.full_name);", line='FAIL warehouse run: the proof failed',
         mend='DROP TRIGGER "Meddle" ON analytics.athlete_dim'),
     "warehouse: a trigger that drops rows": dict(
-        plant=TRIGGER % "RETURN NULL;", line="FAIL warehouse upsert: tried",
+        plant=TRIGGER % "RETURN NULL;", line='FAIL warehouse run: the proof failed',
         mend='DROP TRIGGER "Meddle" ON analytics.athlete_dim'),
     "warehouse: a rule": dict(
         plant="CREATE RULE meddle AS ON INSERT TO analytics.athlete_dim DO INSTEAD NOTHING",
-        line="FAIL warehouse upsert: INSERT", prints="\\d+",
+        line='FAIL warehouse run: ', prints="\\d+",
         mend="DROP RULE meddle ON analytics.athlete_dim"),
     "warehouse: row security": dict(
         plant="ALTER TABLE analytics.athlete_dim ENABLE ROW LEVEL SECURITY",
-        line="FAIL warehouse upsert: row-level security",
+        line='FAIL warehouse run: row-level security',
         mend="ALTER TABLE analytics.athlete_dim DISABLE ROW LEVEL SECURITY"),
     "warehouse: an index on the stamp": dict(
         plant='CREATE INDEX "By Stamp" ON analytics.athlete_dim (source_synced_at)',
@@ -482,15 +512,6 @@ def test_a_change_would_be_noticed(site, statement):
 # No false alarm
 
 
-CLEAN = """
-    settings;
-    app network, login, TLS, version, encoding, schema, table, privilege, columns, row security, read only,
-        rejects, repeats;
-    warehouse network, login, TLS, version, encoding, writable, privilege, schema, table, column, key, upsert,
-        triggers, cheap reruns, run history, health view, run's lock;
-    both clocks"""
-
-
 @pytest.mark.parametrize("athletes", [0, 1, 1000])
 def test_an_installation_made_by_the_sql_files_is_well(site, athletes):
     site.plant("app", """
@@ -499,18 +520,108 @@ def test_an_installation_made_by_the_sql_files_is_well(site, athletes):
     for _ in range(2):
         looked = site.check()
         assert (looked.run.code, looked.trouble) == (0, [])
-        found = looked.find("ok app table: User")["found"]
-        assert not athletes or not re.search(r"\b0 rows", found), "never analyzed is not empty: " + found
+        looked.find("ok app rows: %d rows, none rejected" % athletes)
         site.touched.add("warehouse")
         assert site.world.sync(**site.settings({})).code == 0
 
 
-def test_everything_that_a_run_needs_is_looked_at(site):
-    looked = site.check()
-    for words in CLEAN.split(";"):
-        side, _, subjects = words.strip().partition(" ")
-        seen = {check["subject"] for check in looked.checks if check["side"] == side}
-        assert seen >= {subject.strip() for subject in subjects.split(",") if subject}, side
+def test_a_healthy_installation_is_told_in_a_few_lines(site):
+    shown = run_in_process(site.world.script, arguments(["--check"]), site.world.environment(site.settings({})))
+    lines = shown.out.splitlines()
+    assert shown.code == 0 and len(lines) <= 8 and lines[-1] == "Ready", shown
+    assert [re.sub("[0-9]+", "N", line) for line in lines[:-1]] == ["settings: N ok", "app: N ok", "warehouse: N ok"]
+
+
+# What a run says and what --check says is one
+
+
+MORE_SETUPS = {
+    "SELECT on two columns": (
+        "app", 'REVOKE SELECT ON public."User" FROM app_readonly;'
+               'GRANT SELECT (uuid, name) ON public."User" TO app_readonly'),
+    "SELECT on one column": (
+        "app", 'REVOKE SELECT ON public."User" FROM app_readonly; GRANT SELECT (uuid) ON public."User" TO app_readonly'),
+    "swapped columns": ("app", 'ALTER TABLE public."User" RENAME uuid TO x; ALTER TABLE public."User" RENAME name TO uuid;'
+                               'ALTER TABLE public."User" RENAME x TO name'),
+    "bytea key": ("app", "ALTER TABLE public.\"User\" ALTER uuid TYPE bytea USING convert_to(uuid, 'UTF8')"),
+    "uuid key": ("app", 'ALTER TABLE public."User" ALTER uuid TYPE uuid USING uuid::uuid'),
+    "key with a unique index": ("app", 'CREATE UNIQUE INDEX ON public."User" (uuid)'),
+    "row security that hides all": ("app", 'ALTER TABLE public."User" ENABLE ROW LEVEL SECURITY'),
+    "a view that divides by zero": (
+        "app", 'ALTER TABLE public."User" RENAME TO "Member"; CREATE VIEW public."User" AS'
+               " SELECT uuid, (1 / (length(name) - length(name)))::text AS name FROM public.\"Member\";"
+               'GRANT SELECT ON public."User" TO app_readonly'),
+    "varchar(255)": ("warehouse", "ALTER TABLE analytics.athlete_dim ALTER full_name TYPE varchar(255)"),
+    "varchar(20)": ("warehouse", "ALTER TABLE analytics.athlete_dim ALTER full_name TYPE varchar(20)"),
+    "char(50)": ("warehouse", "ALTER TABLE analytics.athlete_dim ALTER full_name TYPE char(50)"),
+    "integer name": ("warehouse", "ALTER TABLE analytics.athlete_dim ALTER full_name TYPE integer USING 1"),
+    "timestamp": ("warehouse", "ALTER TABLE analytics.athlete_dim ALTER source_synced_at TYPE timestamp"),
+    "date": ("warehouse", "ALTER TABLE analytics.athlete_dim ALTER source_synced_at DROP DEFAULT;"
+                          "ALTER TABLE analytics.athlete_dim ALTER source_synced_at TYPE date"),
+    "key of two columns": (
+        "warehouse", "ALTER TABLE analytics.athlete_dim DROP CONSTRAINT athlete_dim_pkey;"
+                     "ALTER TABLE analytics.athlete_dim ADD PRIMARY KEY (athlete_uuid, full_name)"),
+    "deferrable key": (
+        "warehouse", "ALTER TABLE analytics.athlete_dim DROP CONSTRAINT athlete_dim_pkey;"
+                     "ALTER TABLE analytics.athlete_dim ADD PRIMARY KEY (athlete_uuid) DEFERRABLE"),
+    "an updatable view": (
+        "warehouse", "ALTER TABLE analytics.athlete_dim RENAME TO athlete_kept;"
+                     "CREATE VIEW analytics.athlete_dim AS SELECT * FROM analytics.athlete_kept;"
+                     "GRANT SELECT, INSERT, UPDATE ON analytics.athlete_dim TO warehouse_writer"),
+    "a view that is not": (
+        "warehouse", "ALTER TABLE analytics.athlete_dim RENAME TO athlete_kept;"
+                     "CREATE VIEW analytics.athlete_dim AS SELECT DISTINCT * FROM analytics.athlete_kept;"
+                     "GRANT SELECT, INSERT, UPDATE ON analytics.athlete_dim TO warehouse_writer"),
+    "a column with a default": ("warehouse", "ALTER TABLE analytics.athlete_dim ADD club TEXT NOT NULL DEFAULT 'none'"),
+    "a column that may be empty": ("warehouse", "ALTER TABLE analytics.athlete_dim ADD club TEXT"),
+    "a trigger that is deferred": (
+        "warehouse", "CREATE FUNCTION analytics.meddle() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN UPDATE"
+                     " analytics.athlete_dim SET full_name = full_name || '!' WHERE athlete_uuid = NEW.athlete_uuid"
+                     " AND full_name NOT LIKE '%!'; RETURN NULL; END$$;"
+                     "CREATE CONSTRAINT TRIGGER meddle AFTER INSERT OR UPDATE ON analytics.athlete_dim"
+                     " DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE PROCEDURE analytics.meddle()"),
+    "a trigger on updates alone": (
+        "warehouse", "CREATE FUNCTION analytics.meddle() RETURNS trigger LANGUAGE plpgsql AS"
+                     " $$BEGIN NEW.full_name := 'x' || NEW.full_name; RETURN NEW; END$$;"
+                     "CREATE TRIGGER meddle BEFORE UPDATE ON analytics.athlete_dim"
+                     " FOR EACH ROW EXECUTE PROCEDURE analytics.meddle()"),
+    "a policy that lets all through": (
+        "warehouse", "ALTER TABLE analytics.athlete_dim ENABLE ROW LEVEL SECURITY;"
+                     "CREATE POLICY all_of_it ON analytics.athlete_dim USING (true)"),
+    "a policy for reading alone": (
+        "warehouse", "ALTER TABLE analytics.athlete_dim ENABLE ROW LEVEL SECURITY;"
+                     "CREATE POLICY reading ON analytics.athlete_dim FOR SELECT USING (true)"),
+    "no renames table": ("warehouse", "DROP TABLE analytics.athlete_rename"),
+    "a history with a column more": (
+        "warehouse", "ALTER TABLE analytics.athlete_sync_run ADD wanted TEXT NOT NULL"),
+    "INSERT on three columns": (
+        "warehouse", "REVOKE INSERT ON analytics.athlete_dim FROM warehouse_writer; GRANT INSERT"
+                     " (athlete_uuid, full_name, source_synced_at) ON analytics.athlete_dim TO warehouse_writer"),
+    "UPDATE on the name alone": (
+        "warehouse", "REVOKE UPDATE ON analytics.athlete_dim FROM warehouse_writer;"
+                     "GRANT UPDATE (full_name) ON analytics.athlete_dim TO warehouse_writer"),
+    "SELECT on the key alone": (
+        "warehouse", "REVOKE SELECT ON analytics.athlete_dim FROM warehouse_writer;"
+                     "GRANT SELECT (athlete_uuid) ON analytics.athlete_dim TO warehouse_writer"),
+}
+SETUPS = dict({name: (name.split(":")[0], defect.get("plant", "SELECT 1"), defect.get("settings", {}))
+               for name, defect in DEFECTS.items()},
+              **{name: (side, plant, {}) for name, (side, plant) in MORE_SETUPS.items()})
+
+
+@pytest.mark.parametrize("name", list(SETUPS))
+def test_check_ends_as_the_run_would(site, name):
+    assert len(SETUPS) >= 60
+    side, plant, settings = SETUPS[name]
+    site.plant("app", "INSERT INTO public.\"User\" VALUES ('%s', 'Ann A'), ('%s', 'Bob B'), ('%s', 'Cat C')"
+               % (ANN, BOB, CAT) if side == "warehouse" or name in MORE_SETUPS else "SELECT 1")
+    site.plant("warehouse", "INSERT INTO analytics.athlete_dim VALUES ('%s', 'Ann Before', '2020-01-01')" % ANN
+               if "INSERT INTO analytics" not in plant and "must be filled" not in name else "SELECT 1")
+    site.plant(side, plant)
+    settings = site.values(settings)
+    looked = site.check(**settings)
+    run = run_in_process(site.world.script, arguments(()), site.world.environment(site.settings(settings)))
+    assert looked.run.code == run.code, (looked, run)
 
 
 OTHER_SHAPES = {
@@ -562,32 +673,20 @@ def test_what_a_run_accepts_is_no_defect(site, name):
 
 TOGETHER = {
     "one side is down": (
-        "", "REVOKE INSERT ON analytics.athlete_dim FROM warehouse_writer", dict(APP_PORT=closed_port), 3,
-        ["FAIL app network: refused", "FAIL warehouse privilege: INSERT"]),
+        "", "REVOKE INSERT ON analytics.athlete_dim FROM warehouse_writer", dict(APP_PORT=closed_port), 2,
+        ["FAIL app login: refused", "FAIL warehouse run: permission denied"]),
     "the other is down": (
-        'REVOKE SELECT ON public."User" FROM app_readonly', "", dict(WH_PASSWORD="wrong"), 3,
-        ["FAIL app privilege: SELECT", "FAIL warehouse login: password authentication failed"]),
+        'REVOKE SELECT ON public."User" FROM app_readonly', "", dict(WH_PASSWORD="wrong"), 2,
+        ["FAIL app run: permission denied", "FAIL warehouse login: password authentication failed"]),
     "a login and a warning": (
         "ALTER ROLE app_readonly NOLOGIN", "CREATE INDEX ON analytics.athlete_dim (source_synced_at)", {}, 2,
         ["FAIL app login: not permitted to log in", "warn warehouse cheap reruns: source_synced_at"]),
-    "a privilege and a column in the app": (
-        'REVOKE SELECT ON public."User" FROM app_readonly', "", dict(APP_NAME_COLUMN="fullName"), 3,
-        ["FAIL app privilege: SELECT", "FAIL app columns: uuid"]),
-    "much of the warehouse": (
-        "", 'REVOKE TEMPORARY ON DATABASE "warehouse to check" FROM warehouse_writer, PUBLIC;'
-            "REVOKE SELECT, INSERT, UPDATE ON analytics.athlete_dim FROM warehouse_writer;"
-            "ALTER TABLE analytics.athlete_dim RESET (fillfactor), DROP full_name,"
-            "  DROP CONSTRAINT athlete_dim_pkey;"
-            "DROP VIEW analytics.athlete_sync_health", {}, 3,
-        ["FAIL warehouse privilege: TEMPORARY", "FAIL warehouse privilege: SELECT",
-         "FAIL warehouse privilege: INSERT",
-         "FAIL warehouse privilege: UPDATE", "FAIL warehouse column: full_name is missing",
-         "FAIL warehouse key: no unique index", "warn warehouse cheap reruns: fillfactor 100",
-         "warn warehouse health view: does not exist", "FAIL warehouse upsert: "]),
-    "a warehouse that only reads, and more": (
-        "", "ALTER ROLE warehouse_writer SET default_transaction_read_only = on;"
-            "REVOKE UPDATE ON analytics.athlete_dim FROM warehouse_writer", {}, 3,
-        ["FAIL warehouse writable: default_transaction_read_only", "FAIL warehouse privilege: UPDATE"]),
+    "both sides": (
+        'REVOKE SELECT ON public."User" FROM app_readonly',
+        "ALTER TABLE analytics.athlete_dim RESET (fillfactor), DROP CONSTRAINT athlete_dim_pkey;"
+        "DROP VIEW analytics.athlete_sync_health", {}, 3,
+        ["FAIL app run: permission denied", "FAIL warehouse run: the key has no unique index",
+         "warn warehouse cheap reruns: fillfactor 100", "warn warehouse status: there is no"]),
 }
 
 
@@ -623,8 +722,10 @@ def test_each_setting_says_where_it_came_from_and_no_secret(site, tmp_path):
     listed = {check["found"]: check["subject"] for check in looked.checks if check["side"] == "settings"}
     assert looked.trouble == []
     assert listed.items() >= {
-        "SYNC_REFRESH 12h": "file", "SYNC_MAX_AGE 4d": "environment", "SYNC_DEADLINE 3600": "default",
-        "APP_PASSWORD (hidden)": "environment", "SYNC_PING_URL (hidden)": "file"}.items(), listed
+        "SYNC_REFRESH = 12h (from .env)": "file", "SYNC_MAX_AGE = 4d (from the environment)": "environment",
+        "SYNC_DEADLINE = 3600 (default)": "default",
+        "APP_PASSWORD = (hidden) (from the environment)": "environment",
+        "SYNC_PING_URL = (hidden) (from .env)": "file"}.items(), listed
 
 
 def test_env_that_others_may_read(site, tmp_path):
@@ -667,7 +768,7 @@ def test_a_standby_as_the_warehouse(site):
         other = Side(standby)
         looked = Site(site.world, dict(site.own, warehouse=other)).check()
         other.connection.close()
-    named = looked.find("FAIL warehouse writable: standby")
+    named = looked.find("FAIL warehouse run: the database is read-only")
     assert "WH_HOST" in named["next_step"] and looked.run.code == 3
 
 
@@ -698,9 +799,11 @@ def test_clocks_that_differ(script):
 
 
 def read_table(text):
-    """The rows of the table as --json would give them, and the line under it."""
+    """The rows of the table as --json would give them, and the verdict; what is well is counted between them."""
     lines, rows = text.splitlines(), []
-    for line in lines[:-1]:
+    counts = [line for line in lines if re.match(r"(settings|app|warehouse): \d+ ok$", line)]
+    assert lines[-4:-1] == counts and len(counts) == 3, text
+    for line in lines[:-4]:
         if line.startswith("     -> "):
             rows[-1][-1] = line[8:]
         else:
@@ -717,13 +820,14 @@ DAMAGE = ("REVOKE INSERT ON analytics.athlete_dim FROM warehouse_writer;"
 def test_json_and_the_table_say_the_same(site):
     site.plant("warehouse", DAMAGE)
     looked = site.check()
-    shown = run_in_process(site.world.script, arguments(["--check"]),
+    shown = run_in_process(site.world.script, arguments(["--check", "-v"]),
                            site.world.environment(site.settings({})))
     rows, summary = read_table(shown.out)
     assert rows == [[check[key] for key in ("level", "side", "subject", "found", "next_step")]
                     for check in looked.checks]
-    levels = [row[0] for row in rows]
-    assert summary == "%d ok, 2 warn, 2 FAIL" % levels.count("ok") and levels.count("FAIL") == 2
+    assert summary == "Not ready, 1 failure, 2 warnings"
+    few = run_in_process(site.world.script, arguments(["--check"]), site.world.environment(site.settings({})))
+    assert read_table(few.out) == ([row for row in rows if row[0] != "ok"], summary)
     assert shown.code == looked.run.code == 3
 
 
@@ -733,7 +837,7 @@ def test_quiet_says_nothing_unless_something_is_wrong(site):
                               site.world.environment(site.settings({})))
     assert quiet().out == ""
     site.plant("warehouse", DAMAGE)
-    assert "FAIL warehouse privilege    INSERT" in quiet().out
+    assert "FAIL warehouse run" in quiet().out and "warn warehouse cheap reruns" in quiet().out
 
 
 @pytest.mark.parametrize("table, encoding", [
@@ -745,9 +849,9 @@ def test_redirected_to_a_file(site, tmp_path, table, encoding):
     out, err = (text.decode(encoding).replace("\r", "") for text in process.communicate(timeout=60))
     rows, summary = read_table(out)
     assert process.returncode == 3 and "Traceback" not in err and "\x1b" not in out + err, err
-    assert ("3 FAIL" if "User" not in table else "2 FAIL") in summary, summary
-    statements = [row[-1] for row in rows if row[2] == "privilege" and row[-1]]
-    assert statements == ["GRANT INSERT ON TABLE analytics.athlete_dim TO warehouse_writer;"], "on one line"
+    assert ("2 failures" if "User" not in table else "1 failure") in summary, summary
+    assert [row[-1].count("GRANT SELECT, INSERT, UPDATE ON TABLE analytics.athlete_dim TO warehouse_writer;")
+            for row in rows if row[1:3] == ["warehouse", "run"]] == [1], "on one line"
 
 
 def test_on_a_terminal_of_80_columns(site):
@@ -763,8 +867,8 @@ def test_on_a_terminal_of_80_columns(site):
     os.close(ours)
     err = process.communicate(timeout=60)[1].decode()
     rows, summary = read_table(shown.replace("\r", ""))
-    assert (process.returncode, {row[0] for row in rows}) == (0, {"ok"}), shown
-    assert "\x1b" not in shown + err and "0 FAIL" in summary
+    assert (process.returncode, rows, summary) == (0, [], "Ready"), shown
+    assert "\x1b" not in shown + err
 
 
 def read_terminal(descriptor):

@@ -14,7 +14,7 @@ from lab.servers import PROJECT, SCRIPT
 from test_docs import statements
 from test_status import ping_server
 
-SETUP = "psql -f sql/warehouse_setup.sql"
+SETUP = "-f sql/warehouse_setup.sql"
 THREE_CHANGES = ["+ %s Ann Archer" % ANN, "~ %s Bob Bowman -> Bob Baker" % BOB, "- %s Cat Cooper" % CAT]
 
 

@@ -43,7 +43,7 @@ def wait_until(is_so):
 
 OLDER_THAN_ITS_DEADLINE = """
 SELECT 1 FROM pg_stat_activity
- WHERE usename = 'warehouse_writer' AND application_name = %s AND xact_start < clock_timestamp() - interval '6.5 s'
+ WHERE usename = 'warehouse_writer' AND application_name = %s AND xact_start < clock_timestamp() - interval '8.5 s'
 """
 
 
@@ -53,7 +53,7 @@ def test_a_run_that_is_frozen_is_skipped_at_first_and_ended_when_it_is_older_tha
         frozen = frozen_in_mid_copy(world, proxy)
         assert world.sync(SYNC_DEADLINE="600").result["result"] == "skipped"
         wait_until(lambda: world.warehouse.sql(OLDER_THAN_ITS_DEADLINE, "sync_athletes"))
-        run = world.sync(SYNC_DEADLINE="1", SYNC_CONNECT_ATTEMPTS="1")
+        run = world.sync(SYNC_DEADLINE="3", SYNC_CONNECT_ATTEMPTS="1")
         frozen.kill()
         frozen.communicate()
     assert "older than SYNC_DEADLINE and is ended: backend" in run.err, run
@@ -68,7 +68,7 @@ def test_a_lock_that_may_not_be_ended_is_exit_3(world, lab):
     session.cursor().execute("SELECT pg_advisory_xact_lock(1096043596,"
                              " 'analytics.athlete_dim'::regclass::oid::integer)")
     wait_until(lambda: world.warehouse.sql(OLDER_THAN_ITS_DEADLINE, "psql"))
-    run = world.sync(SYNC_DEADLINE="1")
+    run = world.sync(SYNC_DEADLINE="3")
     pid = session.info.backend_pid
     assert run.code == 3 and "SELECT pg_terminate_backend(%d);" % pid in run.error, run
     world.warehouse.sql("SELECT pg_terminate_backend(%s)", pid)

@@ -17,8 +17,8 @@ from lab.servers import READER_PASSWORD, SCRIPT, WRITER_PASSWORD, free_port
 
 COUNT = r"(\d+|null)"
 RESULT_LINE = re.compile(
-    r"result=(ok|skipped|failed) mode=full source={0} inserted={0} updated={0} unchanged={0} missing={0} "
-    r"rejected={0} seconds=\d+\.\d\d( dry_run=true)?".format(COUNT))
+    r"result=(ok|skipped|failed) mode=full (source={0} inserted={0} updated={0} unchanged={0} missing={0} "
+    r"rejected={0} repeated={0} )?seconds=\d+\.\d\d( dry_run=true)?".format(COUNT))
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (DEBUG|INFO|WARNING|ERROR) ")
 
 
@@ -45,7 +45,7 @@ def test_done(world):
     assert run.code == 0, run
     assert RESULT_LINE.match(run.out) and run.out.count("\n") == 1, run
     assert run.out.startswith(
-        "result=ok mode=full source=4 inserted=1 updated=1 unchanged=0 missing=0 rejected=1 seconds=")
+        "result=ok mode=full source=4 inserted=1 updated=1 unchanged=0 missing=0 rejected=1 repeated=1 seconds=")
     assert all(LOG_LINE.match(line) for line in run.err.splitlines()), run
 
 

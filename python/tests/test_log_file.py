@@ -13,7 +13,7 @@ from conftest import ANN, finish
 from lab.servers import PROJECT, SCRIPT
 
 RESULT = re.compile(r"result=\w+ mode=full source=\S+ inserted=\S+ updated=\S+ unchanged=\S+ missing=\S+ "
-                    r"rejected=\S+ seconds=\S+( dry_run=true)?")
+                    r"rejected=\S+ repeated=\S+ seconds=\S+( dry_run=true)?")
 MOST_BYTES = 5 * 1000 * 1000
 
 

@@ -285,7 +285,7 @@ def test_check_and_status(route):
 
 
 def test_check_names_the_pooler(through_pooler):
-    looked = through_pooler.run("--check")
+    looked = through_pooler.run("--check", "-v")
     assert looked.code == 0, looked
     assert len([line for line in looked.out.splitlines() if " pooler " in line]) == 2, looked
 

@@ -49,7 +49,7 @@ def arrived(run, world):
 
 
 def uses_tls(world, *flags, **settings):
-    looked = world.run("--check", **settings)
+    looked = world.run("--check", "-v", **settings)
     assert looked.code == 0, looked
     return [line.split()[-1] for line in looked.out.splitlines() if " TLS " in line]
 
@@ -173,7 +173,7 @@ def test_variables_of_the_shell_do_not_redirect_a_run(world, tmp_path):
         PGTARGETSESSIONATTRS="read-only", PGREQUIREPEER="nobody", PGCONNECT_TIMEOUT="1", PGAPPNAME="psql",
         PGTZ="nowhere", PGDATESTYLE="nonsense", PGREQUIREAUTH="none", PGCHANNELBINDING="require")
     assert arrived(world.run("--json", **shell), world)
-    looked = world.run("--check", **shell)
+    looked = world.run("--check", "-v", **shell)
     assert looked.code == 0, looked
 
 
