@@ -14,6 +14,8 @@ partial    the dimension is neither the old state nor the new one, or its histor
 lost       the run said ok and the dimension is old; the app was changed; or the next run does not mend it
 leftovers  30 s later the servers still have a transaction, a lock or a temp table of the run
 outside    exit code, last line or result are not what DESIGN promises; or a secret was printed
+unpinged   a run ended, other than by SIGKILL, and its end was not told: a ping after the start's, with the exit
+           code; and of a failure a row in the history, if the warehouse could be reached
 late       it ended later than 8 s after the deadline, or 7 s after a signal: 5 s are for ping and history
 """
 
@@ -42,6 +44,7 @@ import psycopg2.extras
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 from lab import servers
+from pings import PingServer
 from proxy import SLOW, Moment, Proxy
 
 SIDES = ("app", "warehouse")
@@ -52,12 +55,15 @@ MARKER = "Planted-Name"
 SECRETS = (MARKER, servers.SUPERUSER_PASSWORD, servers.READER_PASSWORD, servers.WRITER_PASSWORD)
 ATHLETES = 2000
 
+COUNTS = ("partial", "lost", "leftovers", "outside", "unpinged", "late")
+
 SHORT_DEADLINE = 5  # where the run waits for its end
 LONG_DEADLINE = 600  # where it must not
 MOST_SECONDS = 45  # what no run takes whose deadline is not the point
 SECONDS_FOR_LAST_ACT = 5  # pings and history, after the run has ended; README names it
 SECONDS_AFTER_DEADLINE, SECONDS_AFTER_SIGNAL = 3 + SECONDS_FOR_LAST_ACT, 2 + SECONDS_FOR_LAST_ACT
 SECONDS_FOR_LEFTOVERS = 30
+OVERTAKERS_DEADLINE = 5  # a run that is older, by the five seconds it has to end by itself, is ended
 
 # What is aborted holds no lock and no snapshot; before PostgreSQL 17 nothing but its network ends it.
 LEFTOVERS = """
@@ -92,6 +98,8 @@ class Kind(NamedTuple):
     mend: Callable[["Trial"], None] = lambda trial: None
     waits: bool = False  # the run can end only by its deadline
     stops_server: bool = False  # nobody else may use the servers meanwhile
+    cuts_off_warehouse: bool = False  # where that is the side, the history cannot be reached until it is mended
+    loses_history: bool = False  # the run is right, and says that it is not in the history
     slow: bytes = SLOW
 
 
@@ -180,6 +188,31 @@ def kill_script(trial: "Trial") -> None:
     trial.process.wait(10)
 
 
+def freeze_and_overtake(trial: "Trial") -> None:
+    """Stop the script, as by kill -STOP, until the next run has ended its transaction; then let it go on."""
+    trial.process.send_signal(signal.SIGSTOP)
+    try:
+        trial.wait_for("the run to be overdue", lambda: trial.lane.sql("warehouse", OVERDUE), 30)
+        overtaker = trial.lane.finish(trial.lane.start({}, OVERTAKERS_DEADLINE))
+    finally:
+        trial.process.send_signal(signal.SIGCONT)
+    if overtaker.code or "older than SYNC_DEADLINE and is ended" not in overtaker.err:
+        raise RuntimeError("the next run did not take the lock:\n" + overtaker.err)
+
+
+OVERDUE = """
+SELECT 1
+  FROM pg_stat_activity
+ WHERE datname = current_database()
+   AND application_name = 'sync_athletes'
+   AND xact_start < clock_timestamp() - interval '%d.5 s'
+""" % (OVERTAKERS_DEADLINE + 5)
+
+
+def hold_history(trial: "Trial") -> None:
+    trial.lane.hold("LOCK TABLE analytics.athlete_sync_run IN ACCESS EXCLUSIVE MODE NOWAIT")
+
+
 def cancel(trial: "Trial") -> None:
     for pid in trial.proxy().backends():
         trial.sql("SELECT pg_cancel_backend(%d)" % pid)
@@ -243,20 +276,24 @@ def grant(trial: "Trial") -> None:
 # Before PostgreSQL 13 only what begins or ends a transaction sets the clock by a new statement_timeout.
 KINDS = {
     "killed": Kind(kill_backends, {2}),
-    "stopped": Kind(stop_server, {2}, start_server, stops_server=True),
-    "frozen": Kind(freeze_server, {2}, thaw_server, waits=True, stops_server=True),
+    "stopped": Kind(stop_server, {2}, start_server, stops_server=True, cuts_off_warehouse=True),
+    "frozen": Kind(freeze_server, {2}, thaw_server, waits=True, stops_server=True, cuts_off_warehouse=True),
     "cut": Kind(cut, {2}),
-    "stalled": Kind(stall, {2}, heal, waits=True),
-    "killed, warehouse stalled": Kind(kill_app_and_stall_warehouse, {2}, heal_warehouse, waits=True),
-    "stalled, SIGTERM": Kind(stall_and_terminate, {4}, heal),
+    "stalled": Kind(stall, {2}, heal, waits=True, cuts_off_warehouse=True),
+    "killed, warehouse stalled": Kind(kill_app_and_stall_warehouse, {2}, heal_warehouse, waits=True,
+                                      cuts_off_warehouse=True),
+    "stalled, SIGTERM": Kind(stall_and_terminate, {4}, heal, cuts_off_warehouse=True),
     "SIGTERM": Kind(send(signal.SIGTERM), {4}),
     "SIGINT": Kind(send(signal.SIGINT), {4}),
+    "SIGHUP": Kind(send(signal.SIGHUP), {4}),
     "SIGKILL": Kind(kill_script, {-9}),
+    "SIGSTOP, overtaken": Kind(freeze_and_overtake, {2}),
     "cancelled": Kind(cancel, {3}),
     "timed out": Kind(leave_it, {3}, slow=b"SET LOCAL statement_timeout = 100; SAVEPOINT timed_out; " + SLOW),
     "slow": Kind(leave_it, {2}, waits=True),
     "table locked": Kind(hold_table, {2}, let_go, waits=True),
     "row locked": Kind(hold_row, {2}, let_go, waits=True),
+    "history locked": Kind(hold_history, {0}, let_go, loses_history=True),
     "revoked": Kind(revoke, {3}, grant),
     "temp files limited": Kind(limit_temp_files, {3}, allow_temp_files, stops_server=True),
 }
@@ -298,6 +335,7 @@ def faults_at(place: Place, places: List[Place]) -> Iterator[Tuple[str, str]]:
     if when in ("login", "during", "mid"):
         yield "stalled, SIGTERM", here
     if when in ("during", "mid"):
+        yield "SIGHUP", "sync"
         yield "cancelled", here
         if re.match("COPY|CREATE|INSERT|COMMIT", place.step):
             yield "SIGINT", "sync"
@@ -305,6 +343,8 @@ def faults_at(place: Place, places: List[Place]) -> Iterator[Tuple[str, str]]:
     if when == "during":
         yield "timed out", here
         yield "slow", here
+    if has_the_lock(place, ahead) and when in ("before", "mid", "end"):
+        yield "SIGSTOP, overtaken", "sync"
     if here == "app" and when in ("mid", "end"):
         yield "killed, warehouse stalled", "app"
     if when in ("before", "after"):
@@ -314,6 +354,13 @@ def faults_at(place: Place, places: List[Place]) -> Iterator[Tuple[str, str]]:
             if when == "before" and any(is_upsert(later.step) for later in ahead):
                 yield "table locked", here
                 yield "row locked", here
+                yield "history locked", here
+
+
+def has_the_lock(place: Place, ahead: List[Place]) -> bool:
+    """Whether the run holds its lock: from the step that takes it, which is ahead no more, to its COMMIT."""
+    return (place.step != "login" or place.moment.side == "app") and not any(
+        "advisory_xact_lock" in later.step for later in ahead)
 
 
 def is_upsert(step: str) -> bool:
@@ -415,6 +462,7 @@ class Lane:
         self.lab = lab
         self.databases = {side: "fault_%s_%s" % (side, name) for side in SIDES}
         self.proxies = {side: Proxy(side, self.server(side).port) for side in SIDES}
+        self.pings = PingServer()
         self.admin = {}  # type: Dict[str, Any]
         self.old, self.names = old_dimension(), good_names()
 
@@ -436,6 +484,7 @@ class Lane:
     def __exit__(self, *_: Any) -> None:
         for proxy in self.proxies.values():
             proxy.__exit__()
+        self.pings.close()
         self.holder.close()
         for side in SIDES:
             self.admin[side].close()
@@ -501,9 +550,12 @@ class Lane:
             return "new"
         return "partial"
 
-    def history(self) -> List[str]:
-        return [result for result, in self.sql(
-            "warehouse", "SELECT result FROM analytics.athlete_sync_run WHERE result = 'ok'")]
+    def recorded(self, result: str) -> int:
+        return self.sql("warehouse", "SELECT count(*) FROM analytics.athlete_sync_run WHERE result = '%s'"
+                        % result)[0][0]
+
+    def told(self) -> List[str]:
+        return [path.split("/")[-1] for path, _ in self.pings.told]
 
     def leftovers(self) -> List[str]:
         return ["%s: %s" % (side, what) for side in SIDES for what in self.sql(side, LEFTOVERS)[0] if what]
@@ -540,7 +592,7 @@ class Lane:
 class Verdict(NamedTuple):
     fault: Fault
     state: str
-    wrong: Dict[str, str]  # partial, lost, leftovers, outside, late: what exactly
+    wrong: Dict[str, str]  # by one of COUNTS: what exactly
     done: Done
     output: str
 
@@ -585,7 +637,9 @@ class Trial:
         self.arm()
         deadline = SHORT_DEADLINE if self.kind.waits else LONG_DEADLINE
         flags = ["-v"] if self.verbose else []
-        self.process = self.lane.start(self.lane.ports(), deadline, *flags, SYNC_REFRESH=self.fault.refresh)
+        self.lane.pings.told.clear()
+        self.process = self.lane.start(self.lane.ports(), deadline, *flags, SYNC_REFRESH=self.fault.refresh,
+                                       SYNC_PING_URL=self.lane.pings.url)
         self.started.set()
         done = self.lane.finish(self.process)
         self.check_strike()
@@ -593,6 +647,7 @@ class Trial:
         self.clear_up(done)
         state = self.check_state(done)
         self.check_contract(done, state)
+        self.check_told(done, state)
         output = done.out + done.err + self.check_next_run()
         if any(secret in output for secret in SECRETS):
             self.blame("outside", "a secret was printed")
@@ -669,8 +724,9 @@ class Trial:
         state = self.lane.state(self.fault.refresh)
         if state == "partial":
             self.blame("partial", "the dimension is neither old nor new")
-        if len(self.lane.history()) != (state == "new"):
-            self.blame("partial", "the history has %d good runs" % len(self.lane.history()))
+        good_runs = self.lane.recorded("ok")
+        if good_runs != (state == "new" and not self.kind.loses_history):
+            self.blame("partial", "the history has %d good runs" % good_runs)
         if done.code == 0 and state != "new":
             self.blame("lost", "it said ok and the dimension is %s" % state)
         if self.lane.app_hash() != self.lane.app_before:
@@ -693,8 +749,21 @@ class Trial:
         if done.code and not re.search(
                 r" ERROR (app|warehouse|sync): .+\. Next: .+\bexit code %d\b" % done.code, lines[-1]):
             self.blame("outside", "last line %r" % lines[-1])
-        if state == "new" and re.search("nothing was changed|rolled back", lines[-1]):
+        is_its_own = self.fault.kind != "SIGSTOP, overtaken"
+        if is_its_own and state == "new" and re.search("nothing was changed|rolled back", lines[-1]):
             self.blame("outside", "not true: %r" % lines[-1])
+
+    def check_told(self, done: Done, state: str) -> None:
+        if self.fault.kind == "SIGKILL":
+            return
+        if self.lane.told() != ["start", str(done.code)]:
+            self.blame("unpinged", "the pings were %s" % self.lane.told())
+        may_be_committed = state == "new" and self.fault.step == "COMMIT"
+        cut_off = self.kind.cuts_off_warehouse and "warehouse" in str(self.fault).split(" @ ")[0]
+        if done.code and not may_be_committed and not cut_off and self.lane.recorded("failed") != 1:
+            self.blame("unpinged", "the history has %d failed runs" % self.lane.recorded("failed"))
+        if self.kind.loses_history and "this run is not in the run history" not in done.err:
+            self.blame("unpinged", "it does not say that the history lacks it")
 
     def check_next_run(self) -> str:
         """Run again, undisturbed and not through the proxies. Returns its output."""
@@ -755,13 +824,13 @@ def summary(verdicts: List[Verdict]) -> Dict[str, int]:
     counts = {"faults": len(verdicts)}
     for state in ("old", "new"):
         counts[state] = sum(verdict.state == state for verdict in verdicts)
-    for count in ("partial", "lost", "leftovers", "outside", "late"):
+    for count in COUNTS:
         counts[count] = sum(count in verdict.wrong for verdict in verdicts)
     return counts
 
 
 def is_clean(counts: Dict[str, int]) -> bool:
-    return not any(counts[count] for count in ("partial", "lost", "leftovers", "outside", "late"))
+    return not any(counts[count] for count in COUNTS)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import diff_rounds
 from conftest import ANN, BOB, CAT, DAN, arguments, run_in_process
 from lab.servers import PROJECT, SCRIPT
 from test_docs import statements
-from test_status import ping_server
+from pings import ping_server
 
 SETUP = "-f sql/warehouse_setup.sql"
 THREE_CHANGES = ["+ %s Ann Archer" % ANN, "~ %s Bob Bowman -> Bob Baker" % BOB, "- %s Cat Cooper" % CAT]

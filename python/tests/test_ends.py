@@ -13,7 +13,7 @@ import pytest
 from conftest import ANN, RUN_MAY_TAKE, finish
 from lab.servers import PROJECT
 from proxy import Proxy
-from test_status import TOKEN, ping_server
+from pings import TOKEN, ping_server
 
 ATHLETES = "INSERT INTO public.\"User\" (uuid, name) SELECT md5(n::text)::uuid, repeat('x', 500)" \
            "  FROM generate_series(1, 5000) AS n"

@@ -13,7 +13,7 @@ import pytest
 
 from conftest import ANN, arguments, finish, run_in_process
 from lab.servers import READER_PASSWORD, SCRIPT, WRITER_PASSWORD
-from test_status import ping_server
+from pings import ping_server
 
 MALFORMED = {
     "APP_PORT": ["abc", "0", "-1", "65536", "5432.0", "54 32", "\u00b2"],
