@@ -1116,24 +1116,26 @@ SELECT %(run_id)s, uuid, old_name, new_name, now()
 
 
 def record_renames(warehouse: Database, rows: RowsToWrite, report: Report) -> None:
-    with optional_write(warehouse, "former names are not kept"):
+    with optional_write(warehouse, "analytics.athlete_rename", "former names are not kept"):
         run_id = warehouse.fetch_row(DRAW_RUN_ID)[0]
         warehouse.run(RECORD_RENAMES, run_id=run_id, rows=rows.table)
         report.run_id = run_id
 
 
 @contextmanager
-def optional_write(warehouse: Database, consequence: str) -> Iterator[None]:
+def optional_write(warehouse: Database, table: str, consequence: str) -> Iterator[None]:
     """Around what the sync can do without: if it is refused, or locked for 5 s, warn and go on."""
     warehouse.run("SAVEPOINT before_optional; SET LOCAL lock_timeout = '5s'")
     try:
         yield
+        warehouse.run("SET CONSTRAINTS ALL IMMEDIATE")  # what is deferred would fail the COMMIT
     except SyncError as problem:
         if isinstance(problem.__cause__, psycopg2.extensions.QueryCanceledError):  # somebody stops the run
             raise
         warehouse.run("ROLLBACK TO SAVEPOINT before_optional")  # raises, if it is the connection that is lost
-        log.warning("warehouse: %s (%s); run once: %s", consequence, problem.what,
-                    names_for_advice(warehouse.endpoint, warehouse.settings)["setup"])
+        state = getattr(problem.__cause__, "pgcode", None) or ""
+        log.warning("warehouse: %s (%s); %s", consequence, problem.what,
+                    next_step_for_history(state, table, warehouse.settings))
     warehouse.run("SET LOCAL lock_timeout = 0; RELEASE SAVEPOINT before_optional")
 
 
@@ -1237,7 +1239,7 @@ class Report:
     changes: Optional[Dict[str, Any]] = None
     answer: Optional[str] = None  # what --check and --status say instead of the result line
     tell: Optional[Telling] = None
-    saying: Any = field(default_factory=threading.Lock)
+    saying: Any = field(default_factory=threading.RLock)  # held until all is told
     said: threading.Event = field(default_factory=threading.Event)
     started: float = field(default_factory=time.monotonic)
     ended: Optional[float] = None
@@ -1259,6 +1261,11 @@ class Report:
         self.rejects.append({"uuid": uuid, "reason": reason})
 
     def fail(self, problem: SyncError) -> None:
+        with self.saying:
+            if not self.said.is_set():
+                self.note_failure(problem)
+
+    def note_failure(self, problem: SyncError) -> None:
         self.result, self.exit_code, self.message = "failed", problem.code, str(problem)
         self.inserted = self.updated = self.unchanged = self.missing = self.repeated = None
         cause = problem.__cause__ or problem
@@ -1275,14 +1282,17 @@ class Report:
                 self.fail(problem)
             self.ended = time.monotonic()
             self.said.set()
+            self.write_result()
+            if self.tell:
+                self.tell.result()
+
+    def write_result(self) -> None:
         line = self.answer or (self.json_line() if self.as_json else
                                "\n".join(change_lines(self) + [self.text_line()]))
         write_or_forget(sys.stdout, "" if self.quiet and self.exit_code == OK else line + "\n")
         write_or_forget(sys.stderr, "")
         if self.log_file:
             self.log_file.write(self.answer or self.text_line())
-        if self.tell:
-            self.tell.result()
 
     def text_line(self) -> str:
         counts = [(name, getattr(self, name)) for name in (
@@ -1318,9 +1328,12 @@ VALUES (%(run_id)s, %(target)s,
 """
 
 
+NOT_RECORDED = "this run is not in the run history"
+
+
 def record_run(warehouse: Database, report: Report) -> None:
     """Write the run into the history, in its own transaction. It never fails a run that is right."""
-    with optional_write(warehouse, "this run is not in the run history"):
+    with optional_write(warehouse, "analytics.athlete_sync_run", NOT_RECORDED):
         warehouse.run(RECORD_RUN, **history_row(warehouse.settings, report, warehouse.encoding()))
 
 
@@ -1335,8 +1348,23 @@ def record_failure(settings: Settings, report: Report, watchdog: Watchdog) -> No
             cursor.execute(RECORD_RUN, history_row(settings, report, encoding))
         connection.commit()
         connection.close()
-    except Exception:  # a courtesy, like the ping; the failure's own line stays the last one
-        pass
+    except Exception as error:
+        state = getattr(error, "pgcode", None)
+        # Without a state, the warehouse is out of reach; and what stopped the run has been said.
+        if state and "[%s]" % state not in report.message:
+            log.warning("warehouse: %s (%s [%s]); %s", NOT_RECORDED, server_words(error, settings), state,
+                        next_step_for_history(state, "analytics.athlete_sync_run", settings))
+
+
+def next_step_for_history(state: str, table: str, settings: Settings) -> str:
+    """What to run where `table` refused a row with SQLSTATE `state`: setup, or what shows why."""
+    if state in ("3F000", "42P01", "42703", "42501"):
+        return "run once: %s" % SETUP["warehouse"]
+    database = quoted(settings.warehouse.libpq.get("dbname", "?"))
+    if state == "55P03":
+        return ("it is locked; psql -c \"SELECT pid, mode FROM pg_locks WHERE relation = '%s'::regclass\" %s"
+                " shows by whom" % (table, database))
+    return "psql -c '\\d+ %s' %s shows its constraints and triggers" % (table, database)
 
 
 def history_row(settings: Settings, report: Report, encoding: str) -> Dict[str, Any]:
@@ -1383,16 +1411,22 @@ class Telling:
     def result(self) -> None:
         """Tell how the run ended: for as long as pings take, but LAST_ACT_SECONDS after a stop or the deadline."""
         pinging = in_background(self.ping_result) if self.url else None
-        acts = [pinging] if pinging else []
-        if self.report.exit_code != OK and self.watchdog.has_reached("warehouse"):
-            acts.append(in_background(lambda: record_failure(self.settings, self.report, self.watchdog)))
+        recording = in_background(self.record) if self.is_to_be_recorded() else None
         now = time.monotonic()
         end = now if self.watchdog.stopped_by else max(now, self.watchdog.ends_at)
         until = min(now + 2 * PING_SECONDS, end + LAST_ACT_SECONDS)
-        for act in acts:
-            act.join(max(0.0, until - time.monotonic()))
-        if pinging and pinging.is_alive():
+        if has_not_ended(recording, now + LAST_ACT_SECONDS):
+            log.warning("warehouse: %s: no answer in time", NOT_RECORDED)
+        if has_not_ended(pinging, until):
             log.warning("ping: SYNC_PING_URL/%s has not answered in time", self.event())
+
+    def is_to_be_recorded(self) -> bool:
+        """A failure, unless the warehouse itself did not let the run in: it would not do so now."""
+        stopped = self.watchdog.stopped_by is not None
+        return self.report.exit_code != OK and (stopped or self.watchdog.has_reached("warehouse"))
+
+    def record(self) -> None:
+        record_failure(self.settings, self.report, self.watchdog)
 
     def ping_result(self) -> None:
         """After the start's ping, or the service would believe that the next run is under way."""
@@ -1409,6 +1443,12 @@ def in_background(act: Callable[[], None]) -> threading.Thread:
     thread = threading.Thread(target=act, daemon=True)
     thread.start()
     return thread
+
+
+def has_not_ended(thread: Optional[threading.Thread], until: float) -> bool:
+    if thread:
+        thread.join(max(0.0, until - time.monotonic()))
+    return thread is not None and thread.is_alive()
 
 
 def ping(url: str, event: str, body: str) -> None:

@@ -3,6 +3,7 @@ for longer than any run may live does not hold it for ever."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from pings import TOKEN, ping_server
 
 ATHLETES = "INSERT INTO public.\"User\" (uuid, name) SELECT md5(n::text)::uuid, repeat('x', 500)" \
            "  FROM generate_series(1, 5000) AS n"
+HOLD_THE_LOCK = "SELECT pg_advisory_xact_lock(1096043596, 'analytics.athlete_dim'::regclass::oid::integer)"
 
 
 def frozen_in_mid_copy(world, proxy, **settings):
@@ -65,8 +67,7 @@ def test_a_lock_that_may_not_be_ended_is_exit_3(world, lab):
     holder = world.warehouse.server
     session = psycopg2.connect(host="127.0.0.1", port=holder.port, dbname="warehouse", user="warehouse_writer",
                                password=lab.settings()["WH_PASSWORD"], application_name="psql")
-    session.cursor().execute("SELECT pg_advisory_xact_lock(1096043596,"
-                             " 'analytics.athlete_dim'::regclass::oid::integer)")
+    session.cursor().execute(HOLD_THE_LOCK)
     wait_until(lambda: world.warehouse.sql(OLDER_THAN_ITS_DEADLINE, "psql"))
     run = world.sync(SYNC_DEADLINE="3")
     pid = session.info.backend_pid
@@ -123,6 +124,48 @@ def test_a_run_that_the_watchdog_ends_is_pinged_too(world):
     assert [path for path, _ in server.told] == ["/%s/start" % TOKEN, "/%s/2" % TOKEN]
 
 
+@contextlib.contextmanager
+def silent_port():
+    """A port that lets everybody in and says nothing."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(8)
+        yield silent
+
+
+def test_a_run_that_wakes_in_the_watchdogs_last_act_does_not_cut_it_short(world):
+    with ping_server(slow_start=3.0) as server, silent_port() as silent:
+        process = world.start(SYNC_PING_URL=server.url, SYNC_CONNECT_TIMEOUT="60",
+                              WH_PORT=str(silent.getsockname()[1]))
+        line = silent.accept()[0]
+        process.send_signal(signal.SIGTERM)
+        told = process.stdout.readline()  # by the watchdog, while libpq waits
+        silent.close()
+        line.close()  # and now it does not wait any more
+        run = finish(process)
+    assert (run.code, told.startswith(b"result=failed"), run.out) == (4, True, ""), run
+    assert run.err.count(" ERROR ") == 1, run
+    assert [path for path, _ in server.told] == ["/%s/start" % TOKEN, "/%s/4" % TOKEN]
+
+
+def test_a_run_that_is_interrupted_while_it_connects_is_recorded(world):
+    """As soon as the warehouse lets anybody in, it is told, though the run itself never came that far."""
+    with Proxy("warehouse", world.lab.warehouse.port) as proxy:
+        struck = []
+
+        def interrupt(moment):
+            if moment.when == "login" and not struck:
+                struck.append(moment)
+                process.send_signal(signal.SIGTERM)
+                process.stdout.readline()
+
+        proxy.reset(interrupt)
+        process = world.start(WH_PORT=str(proxy.port))
+        run = finish(process)
+    assert run.code == 4, run
+    assert [(row["result"], row["exit_code"]) for row in world.history()] == [("failed", 4)]
+
+
 def test_a_second_signal_cuts_the_last_act_short(world):
     with ping_server(status=None) as server, world.app.holding('LOCK TABLE public."User" IN ACCESS EXCLUSIVE MODE'):
         process = world.start(SYNC_PING_URL=server.url)
@@ -149,30 +192,62 @@ def test_the_start_is_pinged_before_the_result_however_slow_it_is(world):
 # The history never fails a run that is right, nor hinders one that failed
 
 
+HISTORY = "ALTER TABLE analytics.athlete_sync_run "
+COMPLAIN = "CREATE FUNCTION complain() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE EXCEPTION 'no'; END$$;"
+ANOTHER_HOST = HISTORY + "RENAME host TO machine; " + HISTORY + "ADD host %s"
+THE_HOST = HISTORY + "DROP host; " + HISTORY + "RENAME machine TO host"
+SETUP, LOOK = "run once: psql", r"psql -c '\d+ analytics.athlete_sync_run' warehouse shows"
+
 HINDRANCES = {
-    "a column that must not be NULL": (
-        "ALTER TABLE analytics.athlete_sync_run ADD wanted text NOT NULL",
-        "ALTER TABLE analytics.athlete_sync_run DROP wanted"),
+    # what hinders, how it is undone, what the warning says to run
+    "a column that must not be NULL": (HISTORY + "ADD wanted text NOT NULL", HISTORY + "DROP wanted", LOOK),
     "a trigger that complains": (
-        "CREATE FUNCTION complain() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$BEGIN RAISE EXCEPTION 'no'; END$$;"
-        "CREATE TRIGGER complain BEFORE INSERT ON analytics.athlete_sync_run"
-        " FOR EACH ROW EXECUTE PROCEDURE complain()", "DROP FUNCTION complain() CASCADE"),
-    "a constraint": (
-        "ALTER TABLE analytics.athlete_sync_run ADD CONSTRAINT none CHECK (source_rows < 0)",
-        "ALTER TABLE analytics.athlete_sync_run DROP CONSTRAINT none"),
+        COMPLAIN + "CREATE TRIGGER complain BEFORE INSERT ON analytics.athlete_sync_run"
+        " FOR EACH ROW EXECUTE PROCEDURE complain()", "DROP FUNCTION complain() CASCADE", LOOK),
+    "a trigger that complains at the COMMIT": (
+        COMPLAIN + "CREATE CONSTRAINT TRIGGER complain AFTER INSERT ON analytics.athlete_sync_run"
+        " DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE PROCEDURE complain()",
+        "DROP FUNCTION complain() CASCADE", LOOK),
+    "a constraint": (HISTORY + "ADD CONSTRAINT none CHECK (version = 'none')", HISTORY + "DROP CONSTRAINT none", LOOK),
+    "a column of another type": (ANOTHER_HOST % "integer", THE_HOST, LOOK),
+    "a column too narrow": (ANOTHER_HOST % "varchar(1)", THE_HOST, LOOK),
+    "a column renamed": (HISTORY + "RENAME host TO machine", HISTORY + "RENAME machine TO host", SETUP),
+    "no rights on it": ("REVOKE INSERT ON analytics.athlete_sync_run FROM warehouse_writer",
+                        "GRANT INSERT ON analytics.athlete_sync_run TO warehouse_writer", SETUP),
+    "its renaming": (HISTORY + "RENAME TO elsewhere",
+                     "ALTER TABLE analytics.elsewhere RENAME TO athlete_sync_run", SETUP),
 }
 
 
-@pytest.mark.parametrize("hinder, mend", list(HINDRANCES.values()), ids=list(HINDRANCES))
-def test_a_history_that_refuses_a_row_is_a_warning(world, hinder, mend):
+@pytest.mark.parametrize("hinder, mend, advice", list(HINDRANCES.values()), ids=list(HINDRANCES))
+def test_a_history_that_refuses_a_row_is_a_warning(world, hinder, mend, advice):
     world.app_has((ANN, "Ann Archer"))
-    with world.warehouse.changed("TRUNCATE analytics.athlete_sync_run; " + hinder,
-                                 "TRUNCATE analytics.athlete_sync_run; " + mend):
+    truncate = "TRUNCATE analytics.athlete_sync_run; "
+    with world.warehouse.changed(truncate + hinder, mend + ";" + truncate):
+        with world.warehouse.holding(HOLD_THE_LOCK):
+            skipped = world.sync()
         good, bad = world.sync(), world.sync("--strict", APP_TABLE="public.nowhere")
     assert (good.code, good.counts(), world.dimension()) == (0, "1: 1 new", {ANN: "Ann Archer"}), good
-    assert good.err.count("this run is not in the run history") == 1, good
-    assert bad.code == 3 and "nowhere" in bad.error, bad
+    assert (skipped.code, skipped.result["result"]) == (0, "skipped"), skipped
+    assert (bad.code, errors_of(bad)) == (3, 1) and "nowhere" in bad.err, bad
+    for run in (skipped, good, bad):
+        warning, = [line for line in run.err.splitlines() if "this run is not in the run history" in line]
+        assert advice in warning and "athlete_dim" not in warning, warning
+
+
+def test_renames_that_are_refused_at_the_commit_are_a_warning(world):
+    world.app_has((ANN, "Ann Archer"))
+    world.warehouse_has((ANN, "Ann Before"))
+    trigger = ("CREATE CONSTRAINT TRIGGER complain AFTER INSERT ON analytics.athlete_rename"
+               " DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE PROCEDURE complain()")
+    with world.warehouse.changed(COMPLAIN + trigger, "DROP FUNCTION complain() CASCADE"):
+        run = world.sync()
+    assert (run.code, run.counts(), world.dimension()) == (0, "1: 1 renamed", {ANN: "Ann Archer"}), run
+    assert "former names are not kept" in run.err and len(world.history()) == 1, run
+
+
+def errors_of(run):
+    return run.err.count(" ERROR ")
 
 
 def test_a_locked_history_is_waited_for_five_seconds(world):
@@ -183,7 +258,7 @@ def test_a_locked_history_is_waited_for_five_seconds(world):
         good, bad = finish(good), finish(bad)
     assert good.code == 0 and "this run is not in the run history" in good.err, good
     assert float(good.result["seconds"]) < 10 and world.dimension() == {ANN: "Ann Archer"}
-    assert bad.code == 3, bad
+    assert bad.code == 3 and "this run is not in the run history" in bad.err, bad
 
 
 @pytest.fixture
