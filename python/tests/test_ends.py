@@ -45,7 +45,7 @@ def wait_until(is_so):
 
 OLDER_THAN_ITS_DEADLINE = """
 SELECT 1 FROM pg_stat_activity
- WHERE usename = 'warehouse_writer' AND application_name = %s AND xact_start < clock_timestamp() - interval '8.5 s'
+ WHERE usename = 'warehouse_writer' AND application_name = %s AND xact_start < clock_timestamp() - interval '7.5 s'
 """
 
 
@@ -55,7 +55,7 @@ def test_a_run_that_is_frozen_is_skipped_at_first_and_ended_when_it_is_older_tha
         frozen = frozen_in_mid_copy(world, proxy)
         assert world.sync(SYNC_DEADLINE="600").result["result"] == "skipped"
         wait_until(lambda: world.warehouse.sql(OLDER_THAN_ITS_DEADLINE, "sync_athletes"))
-        run = world.sync(SYNC_DEADLINE="3", SYNC_CONNECT_ATTEMPTS="1")
+        run = world.sync(SYNC_DEADLINE="2")
         frozen.kill()
         frozen.communicate()
     assert "older than SYNC_DEADLINE and is ended: backend" in run.err, run
@@ -69,7 +69,7 @@ def test_a_lock_that_may_not_be_ended_is_exit_3(world, lab):
                                password=lab.settings()["WH_PASSWORD"], application_name="psql")
     session.cursor().execute(HOLD_THE_LOCK)
     wait_until(lambda: world.warehouse.sql(OLDER_THAN_ITS_DEADLINE, "psql"))
-    run = world.sync(SYNC_DEADLINE="3")
+    run = world.sync(SYNC_DEADLINE="2")
     pid = session.info.backend_pid
     assert run.code == 3 and "SELECT pg_terminate_backend(%d);" % pid in run.error, run
     world.warehouse.sql("SELECT pg_terminate_backend(%s)", pid)
@@ -86,6 +86,26 @@ def test_the_server_is_told_to_look_after_its_client(world):
         assert finish(world.start(APP_PORT=str(proxy.port))).code == 0
         steps = [step for step in proxy.steps if "tcp_user_timeout" in step]
     assert len(steps) == 1 and "tcp_keepalives_idle" in steps[0] and seen
+
+
+def test_what_the_server_is_told_holds_until_the_transaction_ends(world, script, lab):
+    """And no longer: a pooler may give the connection to somebody else."""
+    wanted = {"tcp_keepalives_idle": "30", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "3",
+              "tcp_user_timeout": "60000"}
+    session = psycopg2.connect(host="127.0.0.1", port=world.warehouse.server.port, dbname="warehouse",
+                               user="warehouse_writer", password=lab.settings()["WH_PASSWORD"])
+    with contextlib.closing(session), session.cursor() as cursor:
+        known = {name for name in wanted if world.warehouse.sql("SELECT 1 FROM pg_settings WHERE name = %s", name)}
+
+        def shown():
+            cursor.execute("SELECT name, setting FROM pg_settings WHERE name = ANY(%s)", [list(known)])
+            return dict(cursor.fetchall())
+
+        before = shown()
+        cursor.execute(script.WATCH_THE_CLIENT)
+        assert shown() == {name: wanted[name] for name in known} and "tcp_keepalives_idle" in known
+        session.commit()
+        assert shown() == before
 
 
 # Who hears of an end

@@ -4,6 +4,7 @@ partitioned dimension, over TLS."""
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -11,7 +12,9 @@ import time
 import pytest
 from conftest import ANN, BOB, CAT, DAN, RUN_MAY_TAKE, Side, World, empty_world, finish
 from lab.servers import PROJECT, READER_PASSWORD, WRITER_PASSWORD, free_port, leave_root
+from proxy import Proxy
 from standby import standby_of
+from test_ends import ATHLETES, OLDER_THAN_ITS_DEADLINE, frozen_in_mid_copy
 from tls import Authority, server_with_tls
 
 ROUTES = {"PgBouncer before both sides": "through_pooler", "standby as the app": "from_standby",
@@ -96,6 +99,20 @@ def wait_until(is_so, process=None, log=None):
         assert process is None or process.poll() is None, log.read_text()
         assert time.monotonic() < until, "it did not come about"
         time.sleep(0.02)
+
+
+def test_a_frozen_run_behind_the_pooler_is_ended_too(world, pooler):
+    """Its backend is known by the server's number; the pooler's own, which the client sees, means nothing there."""
+    world.app.sql(ATHLETES)
+    with Proxy("app", world.lab.app.port) as proxy:
+        frozen = frozen_in_mid_copy(world, proxy, WH_PORT=str(pooler))
+        wait_until(lambda: world.warehouse.sql(OLDER_THAN_ITS_DEADLINE, "sync_athletes"))
+        run = world.sync(SYNC_DEADLINE="2", WH_PORT=str(pooler))
+        frozen.send_signal(signal.SIGCONT)
+        ended = finish(frozen)
+    assert "older than SYNC_DEADLINE and is ended: backend" in run.err, run
+    assert (run.code, run.counts(), ended.code) == (0, "5000: 5000 new", 2), (run, ended)
+    assert sorted(row["result"] for row in world.history()) == ["failed", "ok"], ended
 
 
 # A hot standby
