@@ -1415,9 +1415,11 @@ class Telling:
         now = time.monotonic()
         end = now if self.watchdog.stopped_by else max(now, self.watchdog.ends_at)
         until = min(now + 2 * PING_SECONDS, end + LAST_ACT_SECONDS)
-        if has_not_ended(recording, now + LAST_ACT_SECONDS):
-            log.warning("warehouse: %s: no answer in time", NOT_RECORDED)
-        if has_not_ended(pinging, until):
+        if recording:
+            recording.join(LAST_ACT_SECONDS)
+        if pinging:
+            pinging.join(max(0.0, until - time.monotonic()))
+        if pinging and pinging.is_alive():
             log.warning("ping: SYNC_PING_URL/%s has not answered in time", self.event())
 
     def is_to_be_recorded(self) -> bool:
@@ -1443,12 +1445,6 @@ def in_background(act: Callable[[], None]) -> threading.Thread:
     thread = threading.Thread(target=act, daemon=True)
     thread.start()
     return thread
-
-
-def has_not_ended(thread: Optional[threading.Thread], until: float) -> bool:
-    if thread:
-        thread.join(max(0.0, until - time.monotonic()))
-    return thread is not None and thread.is_alive()
 
 
 def ping(url: str, event: str, body: str) -> None:
