@@ -1359,7 +1359,7 @@ def record_failure(settings: Settings, report: Report, watchdog: Watchdog) -> No
 def next_step_for_history(state: str, table: str, settings: Settings) -> str:
     """What to run where `table` refused a row with SQLSTATE `state`: setup, or what shows why."""
     if state in ("3F000", "42P01", "42703", "42501"):
-        return "run once: %s" % SETUP["warehouse"]
+        return "run once: %s" % names_for_advice(settings.warehouse, settings)["setup"]
     database = quoted(settings.warehouse.libpq.get("dbname", "?"))
     if state == "55P03":
         return ("it is locked; psql -c \"SELECT pid, mode FROM pg_locks WHERE relation = '%s'::regclass\" %s"
