@@ -1351,7 +1351,8 @@ def record_failure(settings: Settings, report: Report, watchdog: Watchdog) -> No
     except Exception as error:
         state = getattr(error, "pgcode", None)
         # Without a state, the warehouse is out of reach; and what stopped the run has been said.
-        if state and "[%s]" % state not in report.message:
+        is_said = report.message.startswith("warehouse: ") and "[%s]" % state in report.message
+        if state and not is_said:
             log.warning("warehouse: %s (%s [%s]); %s", NOT_RECORDED, server_words(error, settings), state,
                         next_step_for_history(state, "analytics.athlete_sync_run", settings))
 
