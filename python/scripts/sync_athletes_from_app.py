@@ -1352,7 +1352,7 @@ def record_failure(settings: Settings, report: Report, watchdog: Watchdog) -> No
         state = getattr(error, "pgcode", None)
         # Without a state, the warehouse is out of reach; and what stopped the run has been said.
         is_said = report.message.startswith("warehouse: ") and "[%s]" % state in report.message
-        if state and not is_said:
+        if state and state != "23505" and not is_said:  # 23505: its number is there; it was committed after all
             log.warning("warehouse: %s (%s [%s]); %s", NOT_RECORDED, server_words(error, settings), state,
                         next_step_for_history(state, "analytics.athlete_sync_run", settings))
 
