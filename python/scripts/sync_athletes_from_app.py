@@ -68,8 +68,10 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_I
 
 
 def leave_at_once(*_: object) -> None:
-    os.write(2, b"ERROR sync: interrupted before it began. Next: run it again (exit code 4)\n")
-    os._exit(4)
+    try:
+        os.write(2, b"ERROR sync: interrupted before it began. Next: run it again (exit code 4)\n")
+    finally:  # though nobody can be told
+        os._exit(4)
 
 
 def withhold(*_: object) -> None:
@@ -200,7 +202,7 @@ def start_logging(argv: List[str]) -> Tuple[logging.Handler, Optional[LogFile]]:
 def how_to_get_packages() -> str:
     """Make install has put them into .venv; another Python does not see them there."""
     for python in (PROJECT / ".venv" / "bin" / "python", PROJECT / ".venv" / "Scripts" / "python.exe"):
-        if python.exists() and Path(sys.prefix) != PROJECT / ".venv":
+        if python.exists() and Path(sys.prefix).resolve() != (PROJECT / ".venv").resolve():
             return "%s %s" % (python, " ".join(sys.argv))
     return "make install, or: pip install -r python/requirements.txt"
 
@@ -221,6 +223,7 @@ try:
     import psycopg2
     import psycopg2.extensions
     from dotenv import dotenv_values
+    from numpy.lib.stride_tricks import sliding_window_view  # not in numpy before 1.20
     from psycopg2 import sql
     from tqdm import tqdm
 except Exception as missing:  # a pandas built for another numpy raises ValueError, for one
@@ -822,7 +825,7 @@ def check_rows(lines: bytes, any_bytes: bool) -> pd.DataFrame:
     text = np.frombuffer(lines + b"\n" * len(CANONICAL_UUID), dtype=np.uint8)
     end = np.flatnonzero(text[:len(lines)] == ord("\n"))
     start = np.concatenate(([0], end[:-1] + 1))
-    head = np.lib.stride_tricks.sliding_window_view(text, len(CANONICAL_UUID))[start]
+    head = sliding_window_view(text, len(CANONICAL_UUID))[start]
     rows = pd.DataFrame({"start": start, "end": end})
     rows["is_canonical"] = rows["is_uuid"] = (CHARACTER_KIND[head] == CANONICAL_UUID).all(axis=1)
     odd = rows[~rows["is_canonical"]]
@@ -2075,6 +2078,7 @@ def read_ping_url(text: str) -> str:
 
 
 IN_URLS = "in a password, a user or a database write @ : / ? # % as %40 %3A %2F %3F %23 %25"
+URLS_GO_ELSEWHERE = "a URL goes into APP_DATABASE_URL or WH_DATABASE_URL, and there: " + IN_URLS
 
 # Of Prisma's own parameters, those that do not concern libpq: it has its schema in APP_TABLE, and one connection.
 PRISMA_PARAMETERS = ("schema", "pgbouncer", "connection_limit", "pool_timeout", "socket_timeout",
@@ -2092,9 +2096,8 @@ def read_url(text: str) -> Dict[str, str]:
             raise ValueError("has a parameter that libpq does not know: %s" % unknown.group(1)) from None
         raise ValueError("is not a libpq URL; " + IN_URLS) from None
     check_hosts(libpq)
-    for name in ("user", "dbname"):
-        if re.search("[/:]" if name == "user" else "[@/:]", libpq.get(name, "")):
-            raise ValueError("is read wrongly; " + IN_URLS)
+    read_role(libpq.get("user", ""))
+    read_database(libpq.get("dbname", ""))
     if "sslmode" in libpq:
         read_sslmode(libpq["sslmode"])
     if left_out:
@@ -2112,9 +2115,7 @@ def without_prisma_parameters(text: str) -> Tuple[str, List[str]]:
 
 def check_hosts(libpq: Dict[str, str]) -> None:
     """Several hosts have one port each, or one for all. Raises ValueError."""
-    hosts, ports = libpq.get("host", "").split(","), libpq.get("port", "").split(",")
-    for host in hosts:
-        read_host(host)
+    hosts, ports = read_host(libpq.get("host", "")).split(","), libpq.get("port", "").split(",")
     for port in ports:
         if port:
             read_port(port)
@@ -2123,10 +2124,11 @@ def check_hosts(libpq: Dict[str, str]) -> None:
 
 
 def read_host(text: str) -> str:
-    """A name, an address, or the folder of a socket; a URL, or a piece of one, would show its password."""
-    if re.search("[@/]", text) and not text.startswith("/") or ":" in text and not is_ipv6(text):
-        raise ValueError("is not a host's name; a URL goes into APP_DATABASE_URL or WH_DATABASE_URL, and there: "
-                         + IN_URLS)
+    """Names, addresses, or folders of sockets; a URL, or a piece of one, would show its password."""
+    for host in text.split(","):
+        is_folder = re.match("/[^/]", host)  # of Cloud SQL: /cloudsql/project:region:instance
+        if "@" in host or not is_folder and (re.search(r"[/=\s]", host) or ":" in host and not is_ipv6(host)):
+            raise ValueError("is not a host's name; " + URLS_GO_ELSEWHERE)
     return text
 
 
@@ -2134,10 +2136,16 @@ def is_ipv6(text: str) -> bool:
     return re.fullmatch(r"[0-9A-Fa-f:.]+(%\w+)?", text) is not None and text.count(":") >= 2
 
 
-def read_word(text: str) -> str:
-    """A database or a role by its name. Some roles do hold an @: those of cloud services."""
-    if re.search("[/:]", text):
-        raise ValueError("is not a name; a URL goes into APP_DATABASE_URL or WH_DATABASE_URL")
+def read_database(text: str) -> str:
+    if re.search("[@/:]|password *=", text):
+        raise ValueError("is not a database's name; " + URLS_GO_ELSEWHERE)
+    return text
+
+
+def read_role(text: str) -> str:
+    """Some roles do hold an @: those of cloud services."""
+    if re.search("[/:]|password *=", text):
+        raise ValueError("is not a role's name; " + URLS_GO_ELSEWHERE)
     return text
 
 
@@ -2152,8 +2160,8 @@ def side_settings(prefix: str, side: str) -> List[Setting]:
     return [
         Setting(prefix + "_HOST", None, read_host, "host of the %s database" % side),
         Setting(prefix + "_PORT", "5432", read_port, "its port"),
-        Setting(prefix + "_DB", None, read_word, "its name"),
-        Setting(prefix + "_USER", None, read_word, "the role to log in as"),
+        Setting(prefix + "_DB", None, read_database, "its name"),
+        Setting(prefix + "_USER", None, read_role, "the role to log in as"),
         Setting(prefix + "_PASSWORD", None, str, "its password"),
         Setting(prefix + "_DATABASE_URL", None, read_url, "a libpq URL instead of the five above"),
         Setting(prefix + "_SSLMODE", None, read_sslmode, "TLS, as libpq's sslmode: require, ..."),
@@ -2269,6 +2277,9 @@ def read_setting(setting: Setting, found: Dict[str, SettingText]) -> Any:
         raise ValueError("is not UTF-8 text") from None
     if "\0" in text:
         raise ValueError("holds a NUL character")
+    example = re.search("your_(app|warehouse)_host", text)
+    if example:
+        raise ValueError("is still the example's " + example.group())
     return setting.read(text)
 
 
@@ -2342,8 +2353,6 @@ def read_endpoint(side: str, prefix: str, values: Dict[str, Any], found: Dict[st
         for name in (prefix + "_" + word for word in THE_FIVE if word != "PORT"):
             if name not in found:
                 problems.append("%s is missing" % name)
-            elif re.fullmatch("your_(app|warehouse)_host", found[name].text):
-                problems.append("%s is still the example's %s" % (name, found[name].text))
         libpq = {"host": of.get("HOST"), "port": of.get("PORT"), "dbname": of.get("DB"),
                  "user": of.get("USER"), "password": of.get("PASSWORD")}
     for name, parameter in (("SSLMODE", "sslmode"), ("SSLROOTCERT", "sslrootcert")):
@@ -2716,7 +2725,7 @@ CONNECT_EXPLANATIONS = [
     ("reset by peer", HUNG_UP),
     ("translate host name", Explanation(CONNECTION, "unknown host", "check {prefix}_HOST: nslookup {host}")),
     ("password", Explanation(CONNECTION, "the login was refused",
-                         "check {prefix}_USER and {prefix}_PASSWORD, or as a superuser: "
+                         "check {prefix}_USER and {prefix}_PASSWORD; if the role exists, as a superuser: "
                          "ALTER ROLE {user} WITH PASSWORD '...' VALID UNTIL 'infinity';")),
     ("pg_hba.conf", Explanation(CONNECTION, "the server does not let this host, role or database in",
                             "add a line to its pg_hba.conf, or {prefix}_SSLMODE=require if it asks for TLS")),
@@ -2725,7 +2734,8 @@ CONNECT_EXPLANATIONS = [
                             "and {prefix}_HOST to the name in it")),
     ("SSL", Explanation(CONNECTION, "TLS could not be agreed on",
                     "{prefix}_SSLMODE=disable if the server has no TLS, =require if it insists on it")),
-    ("not permitted to log in", Explanation(CONNECTION, "the role may not log in", "ALTER ROLE {user} LOGIN;")),
+    ("not permitted to log in", Explanation(CONNECTION, "the role may not log in",
+                                            "as a superuser: ALTER ROLE {user} LOGIN;")),
     ("permission denied for database", Explanation(CONNECTION, "the role may not connect to the database",
                                                "GRANT CONNECT ON DATABASE {database} TO {user};")),
     ("database", EXPLANATIONS["3D000"]),

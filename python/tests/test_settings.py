@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import venv
 from urllib.parse import quote
 
 import psycopg2
@@ -239,13 +240,15 @@ TEMPLATES = [
     "postgresql://role:x@ho st/{0}", "postgresql://role:{0}", "postgresql://:{0}@host/db",
     "postgresql://role:{0}@@host/db", "postgresql://role:{0}@host@/db", "postgresql://role:{0}@host/db@x",
     "postgresql://role:{0}@host/db:x", "postgresql://role:{0}@[host/db", "postgresql://role:{0}@host]/db",
+    "//role:{0}@host/db", "host=db.example user=role password={0}", "host=db.example,password={0}",
+    "{0}@db.example",
 ]
 MANGLED = [(name, template) for template in TEMPLATES
            for name in ("APP_DATABASE_URL", "WH_DATABASE_URL", "APP_HOST", "WH_DB")]
 PIECES = [CANARY[place:place + 4] for place in range(len(CANARY) - 3)]
 
 
-@pytest.mark.parametrize("flags", [("-v",), ("--check", "-v")], ids=["sync", "check"])
+@pytest.mark.parametrize("flags", [("-v",), ("--check", "-v"), ("--json",)], ids=["sync", "check", "json"])
 def test_no_piece_of_a_password_comes_out_of_a_mangled_url(world, flags):
     assert len(MANGLED) >= 100
     with ping_server() as server:
@@ -301,6 +304,18 @@ def test_two_hosts(world, hosts, code):
     assert run.code == code, run
 
 
+@pytest.mark.parametrize("host", ["/cloudsql/project:europe-west1:app", "::1,{}", "/nowhere,{}", "/a:b,fe80::1%eth0,{}"])
+def test_a_socket_folder_and_a_list_of_hosts_are_hosts(world, host):
+    world.app_has((ANN, "Ann Archer"))
+    run = world.sync(APP_HOST=host.format("127.0.0.1"))
+    assert run.code == (0 if "{}" in host else 2), run
+
+
+def test_a_socket_folder_in_a_url(world):
+    run = world.sync(APP_DATABASE_URL="postgresql://role:x@/app?host=/cloudsql/project:europe-west1:app", **NO_FIVE)
+    assert run.code == 2 and "/cloudsql/project:europe-west1:app" in run.error, run
+
+
 @pytest.mark.parametrize("flags", [(), ("--check",)])
 def test_two_ports_for_one_host_are_a_matter_of_configuration(world, flags):
     run = world.run(*flags, APP_DATABASE_URL="postgresql://role:x@127.0.0.1/app?port=1,2", **NO_FIVE)
@@ -327,16 +342,18 @@ def test_a_byte_that_is_not_utf8(world, name):
     ("SYNC_MAX_UPDATE_PERCENT=1", "SYNC_MAX_UPDATE_PERCENT is no setting; is it SYNC_MAX_UPDATED_PERCENT?"),
     ("SYNC_ELSE=1", "SYNC_ELSE is no setting"),
     ('SYNC_REFRESH="12h\n"', "SYNC_REFRESH must be a time such as 30m"),
-    ('APP_PASSWORD="a\\0b"', None),
+    ("APP_PASSWORD=a\0b", "APP_PASSWORD holds a NUL character"),
     ("APP_HOST=your_app_host", "APP_HOST is still the example's your_app_host"),
+    ("APP_DATABASE_URL=postgresql://role:x@your_app_host:5432/app_prod",
+     "APP_DATABASE_URL is still the example's your_app_host"),
 ])
 def test_lines_that_mislead(world, tmp_path, line, words):
     env_file = tmp_path / "settings.env"
     env_file.write_text(line + "\n")
     env_file.chmod(0o600)
-    run = finish(world.start("--env-file", str(env_file), APP_HOST=None if "APP_HOST" in line else "127.0.0.1"))
-    if words:
-        assert run.code == 1 and words in run.error, run
+    in_environment = NO_FIVE if line.startswith("APP_") else {}
+    run = finish(world.start("--env-file", str(env_file), **in_environment))
+    assert run.code == 1 and words in run.error, run
     assert "cp .env.example" not in run.err, "never told to overwrite the file that is there"
 
 
@@ -398,6 +415,35 @@ def test_a_missing_package_with_nobody_to_tell(tmp_path):
     assert code == 1
 
 
+def test_a_numpy_that_is_too_old_is_a_matter_of_configuration(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("from numpy.lib import stride_tricks\n"
+                                               "del stride_tricks.sliding_window_view\n")
+    done = subprocess.run([sys.executable, str(SCRIPT)], env=dict(os.environ, PYTHONPATH=str(tmp_path)),
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+    assert done.returncode == 1 and "packages: cannot import name 'sliding_window_view'" in done.stderr, done
+
+
+@pytest.mark.skipif(not os.path.exists(FULL), reason="there is no /dev/full here")
+def test_a_signal_during_the_imports_with_nobody_to_tell(tmp_path):
+    (tmp_path / "numpy.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    with open(FULL, "wb") as full:
+        code = subprocess.call([sys.executable, str(SCRIPT)], env=dict(os.environ, PYTHONPATH=str(tmp_path)),
+                               stdin=subprocess.DEVNULL, stdout=full, stderr=full)
+    assert code == 4
+
+
+def test_the_python_of_venv_is_not_told_to_run_itself(tmp_path):
+    project, link = tmp_path / "project", tmp_path / "link"
+    script = project / "python" / "scripts" / SCRIPT.name
+    script.parent.mkdir(parents=True)
+    shutil.copy(str(SCRIPT), str(script))
+    venv.create(str(project / ".venv"), with_pip=False)
+    link.symlink_to(project, target_is_directory=True)
+    done = subprocess.run([str(link / ".venv" / "bin" / "python"), str(script)], stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+    assert done.returncode == 1 and "Next: make install" in done.stderr, done
+
+
 def test_where_venv_is_there_its_python_is_named(tmp_path):
     project = tmp_path / "project"
     script = project / "python" / "scripts" / SCRIPT.name
@@ -416,3 +462,8 @@ def test_where_venv_is_there_its_python_is_named(tmp_path):
 def test_a_database_by_a_misleading_name(world, database):
     run = world.sync(APP_DB=database)
     assert run.code == 2 and "the database does not exist" in run.error and "APP_DB" in run.error, run
+
+
+def test_nobody_is_told_to_alter_a_role_that_is_not_there(world):
+    run = world.sync(APP_USER="no_such_role")
+    assert run.code == 2 and "if the role exists, as a superuser: ALTER ROLE no_such_role" in run.error, run
