@@ -193,7 +193,7 @@ def freeze_and_overtake(trial: "Trial") -> None:
     trial.process.send_signal(signal.SIGSTOP)
     try:
         trial.wait_for("the run to be overdue", lambda: trial.lane.sql("warehouse", OVERDUE), 30)
-        overtaker = trial.lane.finish(trial.lane.start({}, OVERTAKERS_DEADLINE))
+        overtaker = trial.lane.finish(trial.lane.start({}, OVERTAKERS_DEADLINE, SYNC_REFRESH=trial.fault.refresh))
     finally:
         trial.process.send_signal(signal.SIGCONT)
     if overtaker.code or "older than SYNC_DEADLINE and is ended" not in overtaker.err:
@@ -404,7 +404,7 @@ def with_during(place: Place) -> List[Place]:
 
 def has_no_timeouts(step: str) -> bool:
     """Whether a step comes before the run has told the server when to give up by itself."""
-    return re.match("login|BEGIN|SET |SELECT .*set_config", step) is not None
+    return re.match("login|BEGIN|SET |SAVEPOINT before_watch|SELECT .*set_config", step) is not None
 
 
 # What is broken: databases of our own, with a state from which every kind of change is made
@@ -758,7 +758,7 @@ class Trial:
             return
         if self.lane.told() != ["start", str(done.code)]:
             self.blame("unpinged", "the pings were %s" % self.lane.told())
-        may_be_committed = state == "new" and self.fault.step == "COMMIT"
+        may_be_committed = self.fault.step == "COMMIT"  # then the history may have its row, or get it yet
         cut_off = self.kind.cuts_off_warehouse and "warehouse" in str(self.fault).split(" @ ")[0]
         if done.code and not may_be_committed and not cut_off and self.lane.recorded("failed") != 1:
             self.blame("unpinged", "the history has %d failed runs" % self.lane.recorded("failed"))
