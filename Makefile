@@ -47,7 +47,7 @@ test: .venv/installed-dev  ## the whole suite on two throwaway Postgres servers;
 
 test: export COVERAGE_FILE = $(CURDIR)/.venv/.coverage
 
-test-faults: .venv/installed-dev  ## break each step of a run in every way known, 10 minutes; ARGS=--help
+test-faults: .venv/installed-dev  ## break each step of a run in every way known, 15 minutes; ARGS=--help
 	.venv/bin/python $(TESTS)/faults.py $(ARGS)
 
 test-matrix: .venv/installed-dev  ## the suite on every PostgreSQL and Python to be had; ARGS="--only 10,18"
