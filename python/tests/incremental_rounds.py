@@ -27,7 +27,7 @@ import sys
 import time
 import uuid
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Callable, Dict, List, Optional
 
 import psycopg2
 
@@ -62,6 +62,13 @@ def sql(connection: Any, statement: str, *values: Any) -> List[Any]:
     with connection.cursor() as cursor:
         cursor.execute(statement, values or None)
         return cursor.fetchall() if cursor.description else []
+
+
+def wait_until(is_so: Callable[[], bool], otherwise: str) -> None:
+    until = time.monotonic() + SECONDS_TO_COME_BACK
+    while not is_so():
+        assert time.monotonic() < until, otherwise
+        time.sleep(0.02)
 
 
 # What a transaction does. Rows that another one holds are left to it.
@@ -131,15 +138,19 @@ class Writer:
             self.run('INSERT INTO public."User" (uuid, name) VALUES (%s, %s)', found, self.name())
 
     def savepoints(self) -> None:
-        deleted = list(self.deleted)
+        outer = list(self.deleted)
         self.run("SAVEPOINT outer_one")
         self.chance.choice(SIMPLE)(self)
+        inner = list(self.deleted)
         self.run("SAVEPOINT inner_one")
         self.chance.choice(SIMPLE)(self)
-        self.run(self.chance.choice(("RELEASE inner_one", "ROLLBACK TO inner_one", "SELECT 1")))
+        end = self.chance.choice(("RELEASE inner_one", "ROLLBACK TO inner_one", "SELECT 1"))
+        self.run(end)
+        if end == "ROLLBACK TO inner_one":
+            self.deleted = inner
         if self.chance.random() < 0.3:
             self.run("ROLLBACK TO outer_one")
-            self.deleted = deleted
+            self.deleted = outer
 
     def many_savepoints(self) -> None:
         """More than a backend keeps at hand, which is 64."""
@@ -375,7 +386,7 @@ class Rounds:
         self.reading_standby = True
 
     def catch_up(self) -> None:
-        sql(self.app, "SELECT txid_current()")  # its commit flushes what others left unflushed
+        sql(self.app, "COMMENT ON SCHEMA public IS 'caught up'")  # its commit flushes what others left unflushed
         written = sql(self.app, "SELECT pg_current_wal_flush_lsn()::text")[0][0]
         until = time.monotonic() + SECONDS_TO_CATCH_UP
         with contextlib.closing(connect(self.standby)) as standby:
@@ -414,13 +425,19 @@ class Rounds:
         """The server starts anew what is left of it: what was not flushed is lost, numbers and rows."""
         victim = connect(self.lab.app)
         os.kill(sql(victim, "SELECT pg_backend_pid()")[0][0], signal.SIGKILL)
-        for connection in [victim, self.app] + [writer.connection for writer in self.writers]:
+        wait_until(self.is_thrown_out, "the server did not notice")  # until then it still lets people in
+        for connection in [victim] + [writer.connection for writer in self.writers]:
             connection.close()
-        until = time.monotonic() + SECONDS_TO_COME_BACK
-        while not self.is_back():
-            assert time.monotonic() < until, "the server did not come back"
-            time.sleep(0.02)
-        self.writers = []
+        wait_until(self.is_back, "the server did not come back")
+        self.writers, back = [], {uuid for uuid, in sql(self.app, 'SELECT uuid FROM public."User"')}
+        self.gone[:] = [uuid for uuid in self.gone if uuid not in back]
+
+    def is_thrown_out(self) -> bool:
+        try:
+            sql(self.app, "SELECT 1")
+        except psycopg2.Error:
+            return True
+        return False
 
     def is_back(self) -> bool:
         try:

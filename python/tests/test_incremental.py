@@ -545,11 +545,18 @@ CRASHES = {
 
 def kill_a_backend(server):
     """The server starts anew what is left of it, and is then as old as before."""
-    victim = Side(server)
-    process = victim.value("SELECT pg_backend_pid()")
-    os.kill(process, signal.SIGKILL)
+    victim, witness = Side(server), Side(server)
+    os.kill(victim.value("SELECT pg_backend_pid()"), signal.SIGKILL)
+    wait_until(lambda: is_ended(witness))  # until then the server still lets people in, and throws them out again
     wait_until(lambda: is_up(server))
-    victim.connection.close()
+
+
+def is_ended(side):
+    try:
+        side.sql("SELECT 1")
+    except psycopg2.Error:
+        return True
+    return False
 
 
 def is_up(server):
@@ -587,7 +594,7 @@ def from_standby(own, server):
     standby, to = Side(server), dict(APP_PORT=str(server.port))
     for words, name in (("full", "From standby"), ("incremental", "Again")):
         rename(own, BOB, name)
-        written = own.app.value("SELECT pg_current_wal_flush_lsn()::text")
+        written = own.app.value("SELECT pg_current_wal_insert_lsn()::text")
         wait_until(lambda: standby.value("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", written))
         run = own.sync("--incremental", **to)
         assert (run.code, run.result["mode"], run.result["updated"]) == (0, words, 1), run
