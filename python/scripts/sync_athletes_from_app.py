@@ -971,19 +971,14 @@ def refuse_rejects(report: Report, options: argparse.Namespace) -> None:
         return
     log.warning("app: %d rows rejected: %s; --dry-run --diff --json lists up to %d of them", report.rejected,
                 report.reasons(), report.MOST_REJECTS)
-    refuse_wrong_columns(report, options)
-    if options.strict:
-        refuse(SyncError(
-            SQL_OR_DATA, "app", "%d rows rejected, and --strict allows none" % report.rejected,
-            "--dry-run --json lists them; mend them in the app, or leave --strict out"), options)
-
-
-def refuse_wrong_columns(report: Report, options: argparse.Namespace) -> None:
-    """Every row of a full run rejected is no accident of the rows."""
-    if report.rejected and report.rejected == report.source and report.mode == "full":
+    if report.rejected == report.source and report.mode == "full":
         refuse(SyncError(
             SQL_OR_DATA, "app", "every row was rejected: %s; that looks like a wrong column" % report.reasons(),
             "check APP_UUID_COLUMN and APP_NAME_COLUMN; --dry-run --json lists what was found"), options)
+    elif options.strict:
+        refuse(SyncError(
+            SQL_OR_DATA, "app", "%d rows rejected, and --strict allows none" % report.rejected,
+            "--dry-run --json lists them; mend them in the app, or leave --strict out"), options)
 
 
 # The one join of staging and dimension; where that is distributed, it needs Citus 11.2 (its issue 6574).
@@ -1495,7 +1490,7 @@ class Check(NamedTuple):
 
 
 def show_checks(options: argparse.Namespace, report: Report) -> None:
-    """Do all that a run does, on no rows but one made-up athlete, and roll it back; and look around."""
+    """Do all that a run does, on no rows but made-up athletes, and roll it back; and look around."""
     if not options.verbose:
         logging.getLogger().setLevel(logging.ERROR)  # the lines of the steps would say it all twice
     try:
@@ -1506,7 +1501,7 @@ def show_checks(options: argparse.Namespace, report: Report) -> None:
         checks = check_settings(settings) + check_env_file(env_path(options.env_file))
         forget_libpq_variables()
         with Watchdog(settings["SYNC_DEADLINE"], report) as watchdog:
-            rehearse(settings, watchdog, checks)
+            rehearse(settings, options, watchdog, checks)
     # In the order of the run: it would end at the first.
     report.exit_code = next((check.code for check in checks if check.code), OK)
     report.quiet = report.quiet and all(check.level == "ok" for check in checks)
@@ -1650,15 +1645,6 @@ SELECT 'fillfactor ' || fillfactor, 'ALTER TABLE {table} SET (fillfactor = 50);'
          WHERE oid = {dimension_text}::regclass AND relkind = 'r') AS dimension
  WHERE fillfactor > 70
 """),
-    # ON CONFLICT draws a number for each athlete that it meets, new or not.
-    Look("serial", """
-SELECT 'column ' || quote_ident(attname) || ' loses a number for each athlete in each run',
-       'SYNC_REFRESH=never; or a sequence of its own, of type bigint'
-  FROM pg_catalog.pg_attribute
-  JOIN pg_catalog.pg_attrdef ON adrelid = attrelid AND adnum = attnum
- WHERE attrelid = {dimension_text}::regclass
-   AND pg_get_expr(adbin, adrelid) LIKE 'nextval(%'
-"""),
     Look("numbering", """
 SELECT 'the role may not number runs', 'GRANT USAGE ON SEQUENCE ' || sequence || ' TO {user};'
   FROM pg_get_serial_sequence('analytics.athlete_sync_run', 'run_id') AS sequence
@@ -1680,6 +1666,18 @@ SELECT 'there is no analytics.athlete_sync_health', 'run again: {setup}'
 ]
 
 
+# ON CONFLICT draws a number for each athlete that it meets, new or not. bigint has enough of them.
+SERIAL = Look("serial", """
+SELECT 'column ' || quote_ident(attname) || ' loses a number for each athlete in each run',
+       'SYNC_REFRESH=never; or give it and its sequence the type bigint'
+  FROM pg_catalog.pg_attribute AS attribute
+  LEFT JOIN pg_catalog.pg_attrdef ON adrelid = attrelid AND adnum = attnum
+ WHERE attrelid = {dimension_text}::regclass
+   AND atttypid IN ('smallint'::regtype, 'integer'::regtype)
+   AND (pg_get_expr(adbin, adrelid) LIKE 'nextval(%' OR to_jsonb(attribute) ->> 'attidentity' IN ('a', 'd'))
+""")
+
+
 def look_around(database: Database, looks: List[Look]) -> List[Check]:
     """Ask each question, and roll it back: what cannot be answered is the run's own failure, or no matter."""
     side, advice = database.endpoint.side, names_for_advice(database.endpoint, database.settings)
@@ -1699,23 +1697,23 @@ def look_around(database: Database, looks: List[Look]) -> List[Check]:
     return checks
 
 
-def rehearse(settings: Settings, watchdog: Watchdog, checks: List[Check]) -> None:
+def rehearse(settings: Settings, options: argparse.Namespace, watchdog: Watchdog, checks: List[Check]) -> None:
     """The steps of sync and carry_athletes, in their order. What fails on one side does not hide the other."""
-    app_was_tried = False
+    app_was_tried, stamps_rarely = False, settings["SYNC_REFRESH"] == "never"
     with noting_failure(checks), connect(settings.warehouse, settings, watchdog) as warehouse:
-        checks += look_around(warehouse, WAREHOUSE_LOOKS)
+        checks += look_around(warehouse, WAREHOUSE_LOOKS + ([] if stamps_rarely else [SERIAL]))
         clock = warehouse.fetch_row(READ_CLOCK)[0] - time.time()
         is_free = lock_is_free(warehouse, checks)
         refuse_inheritance(warehouse)
         warehouse.run(CREATE_STAGING)
         app_was_tried = True
-        rehearse_app(settings, watchdog, checks, warehouse, clock)
+        rehearse_app(settings, options, watchdog, checks, warehouse, clock)
         if is_free:  # else it would wait for the other run
             rehearse_writing(warehouse)
-            checks.append(Check("ok", "warehouse", "run", "a made-up athlete was written and rolled back"))
+            checks.append(Check("ok", "warehouse", "run", "made-up athletes were written and rolled back"))
         checks += rehearse_history(warehouse)
     if not app_was_tried:
-        rehearse_app(settings, watchdog, checks)
+        rehearse_app(settings, options, watchdog, checks)
 
 
 @contextmanager
@@ -1727,14 +1725,16 @@ def noting_failure(checks: List[Check]) -> Iterator[None]:
 
 
 def lock_is_free(warehouse: Database, checks: List[Check]) -> bool:
+    warehouse.run("SAVEPOINT before_lock")
     is_free = warehouse.fetch_row(TAKE_LOCK)[0]
+    warehouse.run("ROLLBACK TO SAVEPOINT before_lock")  # else a run that begins meanwhile would be skipped
     held = "held by %s, so nothing was written" % str(lock_holder(warehouse))
     checks.append(Check("ok", "warehouse", "run's lock", "free") if is_free else
                   Check("warn", "warehouse", "run's lock", held, "wait for that run to end"))
     return is_free
 
 
-def rehearse_app(settings: Settings, watchdog: Watchdog, checks: List[Check],
+def rehearse_app(settings: Settings, options: argparse.Namespace, watchdog: Watchdog, checks: List[Check],
                  warehouse: Optional[Database] = None, warehouse_clock: Optional[float] = None) -> None:
     """Read the app as a run does, into the warehouse's staging if there is one, which is emptied again."""
     with noting_failure(checks), connect(settings.app, settings, watchdog, lock_source) as app:
@@ -1750,7 +1750,7 @@ def rehearse_app(settings: Settings, watchdog: Watchdog, checks: List[Check],
         finally:
             warehouse.run("ROLLBACK TO SAVEPOINT before_app")
         checks.append(check_rejects(report))
-        refuse_wrong_columns(report, argparse.Namespace(dry_run=False))
+        refuse_rejects(report, options)
 
 
 def check_rejects(report: Report) -> Check:
@@ -1760,19 +1760,21 @@ def check_rejects(report: Report) -> Check:
     return Check("ok", "app", "rows", "%d rows, none rejected" % report.source)
 
 
-MAKE_UP_ATHLETE = """
+# Two: one alone would not show that stamps, or names, have to be unique.
+MAKE_UP_ATHLETES = """
 INSERT INTO pg_temp.tmp_athlete_dim
-SELECT md5(clock_timestamp()::text)::uuid, 'Aa'
+SELECT md5(random()::text || clock_timestamp())::uuid, name
+  FROM unnest(ARRAY['Aa', 'Ab']) AS name
 """
-RENAME_MADE_UP = "UPDATE pg_temp.tmp_athlete_dim SET full_name = 'Bb'"
+RENAME_MADE_UP = "UPDATE pg_temp.tmp_athlete_dim SET full_name = replace(full_name, 'A', 'B')"
 DROP_CHANGES = "DROP TABLE IF EXISTS pg_temp.tmp_athlete_change"
 
 
 def rehearse_writing(warehouse: Database) -> None:
-    """Insert the made-up athlete, then rename it: the two things that an upsert does."""
-    for make_up in (MAKE_UP_ATHLETE, RENAME_MADE_UP):
+    """Insert the made-up athletes, then rename them: the two things that an upsert does."""
+    for make_up in (MAKE_UP_ATHLETES, RENAME_MADE_UP):
         warehouse.run(make_up)
-        rows = compare_with_dimension(warehouse, Athletes(1, 1), Report())
+        rows = compare_with_dimension(warehouse, Athletes(2, 2), Report())
         upsert_athletes(warehouse, rows, Report())
         prove_agreement(warehouse)
         warehouse.run(DROP_CHANGES)
@@ -2686,7 +2688,7 @@ EXPLANATIONS = {
     "22P05": Explanation(SQL_OR_DATA, "a character does not exist in the database's encoding",
                      "psql -c 'SHOW server_encoding' {database}; it should be UTF8"),
     "23502": Explanation(SQL_OR_DATA, "a column must be filled, and the sync does not know it",
-                         "ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT ...; or DROP NOT NULL"),
+                         "ALTER TABLE {table} ALTER COLUMN {column} DROP NOT NULL; or give it a default"),
     "23": Explanation(SQL_OR_DATA, "a constraint refuses a row", "psql -c '\\d+ {table}' {database}"),
     "25006": Explanation(SQL_OR_DATA, "the database is read-only",
                      "point {prefix}_HOST at the primary; or, if it is no standby: BEGIN READ WRITE; ALTER ROLE {user} "
@@ -2721,6 +2723,11 @@ EXPLANATIONS = {
     "57": Explanation(CONNECTION, "the server ended the connection", "run it again once the server is up"),
 }
 REFUSED_STATEMENT = Explanation(SQL_OR_DATA, "the server refused the statement", AGAIN)
+# Its SQLSTATE is that of a missing privilege; which of the server's functions raised it is not translated.
+ROW_SECURITY = Explanation(SQL_OR_DATA, "row-level security refuses a row",
+                           "ALTER ROLE {user} BYPASSRLS; or a policy that lets it see and write every row")
+NOT_THE_TABLE = Explanation(SQL_OR_DATA, "what stands behind the table refused", "look for triggers, functions, "
+                            "sequences and views: psql -c '\\d+ {table}' {database}, and the server's log")
 LOST = EXPLANATIONS["08"]
 
 NOT_THERE = ("check {prefix}_HOST and {prefix}_PORT, and that the server is up: "
@@ -2812,13 +2819,30 @@ def last_attempt(words: str) -> str:
 def explain_error(error: psycopg2.Error, database: Database) -> SyncError:
     state = error.pgcode
     if state:
-        explanation = EXPLANATIONS.get(state) or EXPLANATIONS.get(state[:2]) or REFUSED_STATEMENT
+        explanation = explanation_of(error, database)
         words = "%s [%s]" % (server_words(error, database.settings), state)
     else:  # it did not come from the server
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         explanation, words = LOST, "%s; %s" % (first_line, database.watchdog.outcome)
     return problem_of(explanation, words, database.endpoint, database.settings,
                       column=quoted(error.diag.column_name or "?"))
+
+
+def explanation_of(error: psycopg2.Error, database: Database) -> Explanation:
+    """What is to be done about the table mends nothing where a trigger or a sequence is what failed."""
+    state = error.pgcode
+    if state == "42501" and error.diag.source_function == "ExecWithCheckOptions":
+        return ROW_SECURITY
+    table = database.settings["APP_TABLE" if database.endpoint.side == "app" else "WH_TABLE"].identifier
+    granted_on = [*table.strings, schema_of(table) or "public", database.connection.info.dbname]
+    is_named = re.search(r"(?<!\w)(%s)(?!\w)" % "|".join(map(re.escape, granted_on)), error.diag.message_primary)
+    if (state[:2] in ("23", "42") and not is_in_own_context(error)) or (state == "42501" and not is_named):
+        return NOT_THE_TABLE
+    return EXPLANATIONS.get(state) or EXPLANATIONS.get(state[:2]) or REFUSED_STATEMENT
+
+
+def is_in_own_context(error: psycopg2.Error) -> bool:
+    return all(OWN_CONTEXT.match(line) for line in (error.diag.context or "").splitlines())
 
 
 # What cannot quote a row: connections, privileges, constraints' names, limits, time-outs, and the like.
@@ -2835,10 +2859,10 @@ def server_words(error: psycopg2.Error, settings: Settings) -> str:
     It may where it comes from a function, a trigger or another server, which its context then names; and
     where it is not about the run's own statement, which a position or the table's name shows.
     """
-    message, context = error.diag.message_primary, error.diag.context or ""
+    message = error.diag.message_primary
     is_ours = (error.diag.statement_position or error.pgcode.startswith(CLASSES_WITHOUT_DATA)
                or error.pgcode in CODES_WITHOUT_DATA or names_a_table(message, settings))
-    if is_ours and all(OWN_CONTEXT.match(line) for line in context.splitlines()):
+    if is_ours and is_in_own_context(error):
         return message
     return "(withheld, for it may quote a name; it is in the server's log)"
 

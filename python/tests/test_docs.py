@@ -211,7 +211,8 @@ def failures_of(script):
     """Every failure that the script has a name for, as a row of the table: words, code, advice."""
     known = [("", explanation) for _, explanation in script.CONNECT_EXPLANATIONS]
     known += [(" [%s]" % state, explanation) for state, explanation in script.EXPLANATIONS.items()]
-    known += [("", script.OTHER_REFUSAL), ("", script.REFUSED_STATEMENT)]
+    known += [("", explanation) for explanation in (
+        script.OTHER_REFUSAL, script.ROW_SECURITY, script.NOT_THE_TABLE, script.REFUSED_STATEMENT)]
     coded = {explanation.meaning for state, explanation in known if state}
     rows = []
     for state, explanation in known:
