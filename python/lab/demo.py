@@ -101,6 +101,7 @@ def show(keep: bool) -> None:
         print("Two Postgres servers, version %s, started in %.1f s: app on port %d, warehouse on port %d."
               % (version, time.monotonic() - started, lab.app.port, lab.warehouse.port))
         show_set_up(lab)
+        show_check(lab)
         show_three_runs(lab)
         show_answers(lab.warehouse)
         if keep:
@@ -111,17 +112,28 @@ def show(keep: bool) -> None:
 
 
 def show_set_up(lab: Lab) -> None:
-    says = lab.set_up()
-    headline("Set-up, once, as each database's superuser")
-    for server, file, password, answer in ((lab.app, "app_readonly", "app_password", says[0]),
-                                           (lab.warehouse, "warehouse_setup", "writer_password", says[1])):
-        print("$ psql -h localhost -p %d -d %s -f sql/%s.sql -v %s=…"
-              % (server.port, server.name, file, password))
+    """README's steps, and its commands: only the hosts are this demo's."""
+    for step, what, server, file, password, answer in zip(
+            (1, 2), ("A role in the app", "A role, a schema and tables in the warehouse"), (lab.app, lab.warehouse),
+            ("app_readonly", "warehouse_setup"), ("app_password", "writer_password"), lab.set_up()):
+        headline("%d. %s" % (step, what))
+        print("$ psql -h localhost -p %d -U postgres -d %s -v %s='...' -f sql/%s.sql"
+              % (server.port, server.name, password, file))
         print(answer.strip())
+    headline("3. Settings: the demo's own, in place of .env")
+    for name, value in lab.settings().items():
+        print("%s=%s" % (name, "..." if name.endswith("_PASSWORD") else value))
+    headline("4. Python packages: make demo has installed them into .venv")
+
+
+def show_check(lab: Lab) -> None:
+    fill_app(lab.app, ATHLETES, SEED)
+    headline("5. Run it. The first two commands change nothing")
+    run_script(lab, "--check")
+    run_script(lab, "--dry-run")
 
 
 def show_three_runs(lab: Lab) -> None:
-    fill_app(lab.app, ATHLETES, SEED)
     headline("First load: {:,} athletes, names in fifteen scripts".format(ATHLETES))
     run_script(lab)
 

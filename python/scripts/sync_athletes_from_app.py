@@ -1871,6 +1871,7 @@ def show_status(settings: Settings, report: Report, watchdog: Watchdog) -> None:
         cursor = warehouse.run(READ_LAST_RUNS, target=target)
         runs = [dict(zip([column.name for column in cursor.description], row)) for row in cursor]
         full = warehouse.run(READ_LAST_FULL_RUN, target=target).fetchone()
+        standing = int(warehouse.fetch_row(COUNT_STANDING_REJECTS, target=target)[0])
         holder = lock_holder(warehouse)
     running = str(holder) if holder else None
     report.exit_code = OK if verdict == "healthy" else SQL_OR_DATA
@@ -1878,13 +1879,14 @@ def show_status(settings: Settings, report: Report, watchdog: Watchdog) -> None:
         report.answer = json.dumps({
             "verdict": verdict, "exit_code": report.exit_code, "last_success": last_success,
             "age_seconds": age, "running": running, "last_full_run": full and {
-                "age_seconds": full[0], "rejected": full[1], "missing": full[2]}, "runs": runs})
+                "age_seconds": full[0], "rejected": full[1], "missing": full[2],
+                "rejected_since": standing - (full[1] or 0)}, "runs": runs})
     else:
         report.answer = "\n".join(
             ["%s: %s" % (verdict, "last success %s, %s ago" % (last_success, in_words(age)) if last_success
                          else "no success yet" if runs else "not run yet: make sync")]
             + last_failure(verdict, runs)
-            + last_full_run(full)
+            + last_full_run(full, standing)
             + ["running: %s" % running] * bool(running) + table_of_runs(runs) + last_rejects(runs))
 
 
@@ -1899,11 +1901,13 @@ def history_is_meant(warehouse: Database) -> Iterator[None]:
         raise
 
 
-def last_full_run(full: Optional[Tuple]) -> List[str]:
+def last_full_run(full: Optional[Tuple], standing: int) -> List[str]:
     if not full:
         return []
     rejected, missing = ("-" if count is None else count for count in full[1:])
-    return ["last full run %s ago: %s rejected, %s missing" % (in_words(full[0]), rejected, missing)]
+    since = standing - (full[1] or 0)
+    return ["last full run %s ago: %s rejected, %s missing" % (in_words(full[0]), rejected, missing)
+            + ("; %d more rejected since, by incremental runs" % since if since else "")]
 
 
 def last_failure(verdict: str, runs: List[Dict[str, Any]]) -> List[str]:
@@ -1925,9 +1929,13 @@ def table_of_runs(runs: List[Dict[str, Any]]) -> List[str]:
 
 
 def last_rejects(runs: List[Dict[str, Any]]) -> List[str]:
-    rejects = next((run["rejects"] for run in runs if run["result"] != "skipped"), [])
-    heading = ["", "rejected in the last run:"] if rejects else []
-    return heading + ["  %s: %s" % (ascii(reject["uuid"]), reject["reason"]) for reject in rejects]
+    """Those of the last full run and of all since: no incremental run reads them again, unless they change."""
+    lines = []
+    for run in runs:
+        lines += ["  %s: %s" % (ascii(reject["uuid"]), reject["reason"]) for reject in run["rejects"]]
+        if (run["mode"], run["result"]) == ("full", "ok"):
+            break
+    return ["", "rejected by the last full run and since:"] + list(dict.fromkeys(lines)) if lines else []
 
 
 def in_words(seconds: int) -> str:

@@ -205,20 +205,29 @@ def test_the_last_ten_runs_newest_first(world):
     assert shown == [row["started_at"][5:16] for row in answer["runs"]]
 
 
-def test_what_was_rejected_last_time_with_reasons(world):
+def test_rejects_since_the_last_full_run_are_told(world):
+    happened(world, "ok 3h", rejected=2, missing=14)
+    happened(world, "ok 5m", "ok 4m", mode="incremental", rejected=1)
+    run = look(world)
+    assert "last full run 3 hours ago: 2 rejected, 14 missing; 2 more rejected since, by incremental runs\n" in run.out
+    assert json.loads(look(world, "--json").out)["last_full_run"]["rejected_since"] == 2
+
+
+def test_what_is_rejected_with_reasons(world):
     world.app_has((ANN, None), ("4711", "Bob Bowman"), ("Bob", "4712"), (None, "Cat Cooper"), (DAN, "Dan Dyer"))
     world.sync()
     for _ in range(2):  # a run that was skipped afterwards has rejected nothing, and hides nothing
         run = look(world)
-        shown = run.out[run.out.index("rejected in the last run:"):].splitlines()[1:]
+        shown = run.out[run.out.index("rejected by the last full run and since:"):].splitlines()[1:]
         assert sorted(line.strip() for line in shown) == sorted([
             "'%s': name is NULL" % ANN, "'4711': uuid is not a uuid", "'(not shown)': uuid is not a uuid",
             "None: uuid is NULL"]), run
         with world.warehouse.holding(HOLD_THE_LOCK):
             assert world.sync().result["result"] == "skipped"
+        happened(world, "ok 0m", mode="incremental")  # nor has one that did not read them
     world.app.sql('DELETE FROM public."User"')
     world.sync()
-    assert "rejected in the last run" not in look(world).out
+    assert "rejected by" not in look(world).out
 
 
 def test_json_has_all_of_it(world):

