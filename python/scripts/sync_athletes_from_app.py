@@ -491,7 +491,7 @@ def watch_while_waiting(app: Database) -> None:
 
 # --incremental: where the last good run of this dimension left the app, and the dimension.
 READ_LAST_POSITION = """
-SELECT app_position, app_source, app_is_unique, dimension_rows, finished_at::timestamptz(0)::text
+SELECT app_position, app_source, app_is_unique, dimension_rows, date_trunc('second', finished_at)::text
   FROM analytics.athlete_sync_run
  WHERE target = %(target)s AND result = 'ok'
  ORDER BY run_id DESC
@@ -957,7 +957,8 @@ def settle_duplicates(warehouse: Database, staged: Staged, report: Report) -> At
     for (uuid,) in warehouse.run(LIST_CONFLICTS, limit=report.room_for_rejects()):
         report.reject(uuid, NAMES_DIFFER)
     conflicting_rows = warehouse.run(REJECT_CONFLICTS).rowcount
-    report.reject_reasons[NAMES_DIFFER] += conflicting_rows
+    if conflicting_rows:
+        report.reject_reasons[NAMES_DIFFER] = conflicting_rows
     warehouse.run(DROP_REPEATS)
     named = warehouse.fetch_row(COUNT_NAMED)[0]
     report.rejected += conflicting_rows
@@ -969,7 +970,7 @@ def refuse_rejects(report: Report, options: argparse.Namespace) -> None:
     """Warn of rejected rows; with --strict, or if every row was rejected, raise SyncError (data)."""
     if not report.rejected:
         return
-    log.warning("app: %d rows rejected: %s; --dry-run --diff --json lists up to %d of them", report.rejected,
+    log.warning("app: %d rows rejected: %s; --dry-run --json lists up to %d of them", report.rejected,
                 report.reasons(), report.MOST_REJECTS)
     if report.rejected == report.source and report.mode == "full":
         refuse(SyncError(

@@ -13,7 +13,7 @@ from collections import namedtuple
 
 import pytest
 
-from conftest import ANN, BOB
+from conftest import ANN, BOB, CAT, DAN
 from lab.servers import PROJECT, READER_PASSWORD, WRITER_PASSWORD
 
 EXIT_CODES = range(5)
@@ -172,6 +172,41 @@ def test_the_result_line_is_shown_as_it_is_printed(world):
     for name in ("README.md", "python/docs/settings.md"):
         shown = re.search(r"^result=ok .*?seconds=[\d.]+", text_of(name).replace("\n    ", " "), re.M).group()
         assert re.sub(r"=\S+", "", shown) == re.sub(r"=\S+", "", printed).strip()
+
+
+def without_times(text):
+    text = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(Z|\+\d\d)", "TIME", text)
+    text = re.sub(r"(?m)^\d\d-\d\d \d\d:\d\d +\d+\.\d", "TIME", text)
+    text = re.sub(r"connection to server.*?failed: |\d+ (seconds|minutes|hours)(?= ago)", "", text)
+    return re.sub(r"port \d+", "port N", re.sub(r"seconds=[\d.]+", "seconds=S", re.sub(r"Next: .*", "", text)))
+
+
+def is_shown(text, name):
+    shown = [without_times(block) for block in blocks("python/docs/" + name, "text")]
+    assert without_times(text) in shown, text
+
+
+def test_what_is_printed_of_a_morning_is_shown_as_it_is(world):
+    """A full run with rejects, an incremental one, and one that failed: log, --check and --status."""
+    world.app.sql('ALTER TABLE public."User" ADD CONSTRAINT one UNIQUE (uuid)')
+    world.app_has((ANN, "Ann Archer"), (BOB, None), ("4711", "Dan Dyer"))
+    world.warehouse_has((DAN, "Dan Dyer"))
+    try:
+        is_shown(world.run("--check").out, "monitoring.md")
+        run = world.run()
+        is_shown(run.err + run.out, "settings.md")
+        world.app_has((CAT, None))
+        run = world.run("--incremental")
+        is_shown("".join(run.err.splitlines(True)[2:]) + run.out, "incremental.md")
+        assert "\nresult=failed mode=full seconds=" in "\n" + world.run(APP_PASSWORD="wrong").out
+        is_shown(world.run("--status").out, "monitoring.md")
+    finally:
+        world.app.sql('ALTER TABLE public."User" DROP CONSTRAINT one')
+
+
+def test_make_demo_says_what_it_installs():
+    told = "46 MB to download, 240 MB there"
+    assert told in text_of("README.md") and told in text_of("Makefile")
 
 
 def test_the_keys_of_the_result_are_told(world):
