@@ -276,12 +276,12 @@ def header(lab: Lab, options: argparse.Namespace) -> str:
 
 
 def draw_chart(by_size: Dict[int, Results], title: str) -> None:
-    """Draw the ratios at the largest size, and how both scale, into bench.svg."""
+    """Draw the ratios at the largest size, and how both and our memory scale, into bench.svg."""
     import matplotlib
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "bench"  # the same figures give the same file
     from matplotlib import pyplot
-    figure, (bars, lines) = pyplot.subplots(1, 2, figsize=(11, 4.5))
+    figure, (bars, lines, memory) = pyplot.subplots(1, 3, figsize=(15, 4.5))
     largest = by_size[max(by_size)]
     names = [case.name for case in CASES]
     bars.barh(names, [ratio(largest[name][OURS], largest[name][PSQL]) for name in names], color="#4477aa")
@@ -295,7 +295,10 @@ def draw_chart(by_size: Dict[int, Results], title: str) -> None:
             lines.plot(sorted(by_size), [median(run.seconds for run in by_size[size][case.name][who])
                                          for size in sorted(by_size)], style, marker="o", color=colour,
                        label=case.name if who == OURS else None)
+        memory.plot(sorted(by_size), [max(run.peak_bytes for run in by_size[size][case.name][OURS]) / 1e6
+                                      for size in sorted(by_size)], marker="o", color=colour)
     lines.set(xscale="log", yscale="log", xlabel="athletes", ylabel="seconds (dotted: psql | psql)")
+    memory.set(xscale="log", xlabel="athletes", ylabel="peak memory, MB", ylim=(0, 120))
     lines.legend(fontsize="small")
     figure.suptitle(title, fontsize="small")
     figure.tight_layout()

@@ -50,7 +50,7 @@ class Peer(NamedTuple):
 
 PEERS = [
     Peer("execute_values", "", sys.executable, [str(LAB / "peer_execute_values.py")], "analytics.athlete_dim"),
-    Peer("dlt", "dlt[postgres,sql-database]==1.31.0", str(FOLDER / "dlt" / "bin" / "python"),
+    Peer("dlt", "dlt[postgres,sql-database,parquet]==1.31.0", str(FOLDER / "dlt" / "bin" / "python"),
          [str(LAB / "peer_dlt.py")], "analytics.athlete", "uuid, name"),
     Peer("sling", "sling-linux-amd64==1.4.11", "sling-linux-amd64",
          ["run", "-r", str(FOLDER / "sling" / "replication.yaml")], "analytics.athlete"),
@@ -124,7 +124,8 @@ def environment(lab: Lab, peer: Peer) -> Dict[str, str]:
     app = "%s://peer_reader:peer@127.0.0.1:%d/app?sslmode=disable" % (scheme, lab.app.port)
     warehouse = "%s://postgres:%s@127.0.0.1:%d/%s?sslmode=disable" % (
         scheme, SUPERUSER_PASSWORD, lab.warehouse.port, peer.database)
-    return {"PATH": os.environ["PATH"], "HOME": str(peer.folder / "home"), "APP": app, "WAREHOUSE": warehouse,
+    home = str(peer.folder / "home")  # where dlt and Sling keep what they know of the last run
+    return {"PATH": os.environ["PATH"], "HOME": home, "DLT_DATA_DIR": home, "APP": app, "WAREHOUSE": warehouse,
             "RUNTIME__DLTHUB_TELEMETRY": "false", "SLING_DISABLE_TELEMETRY": "true"}
 
 
@@ -147,5 +148,9 @@ def differences(app: List[List[str]], copied: List[List[str]]) -> str:
     said = ["%d %s" % (count, what) for count, what in (
         (len(wanted.keys() - found.keys()), "missing"), (len(found.keys() - wanted.keys()), "too many"),
         (len(copied) - len(found), "twice"), (len(wrong), "wrong")) if count]
-    said += ["%s became %s" % (ascii(wanted[uuid]), ascii(found[uuid])) for uuid in wrong[:5]]
+    said += ["%s became %s" % (shown(wanted[uuid]), shown(found[uuid])) for uuid in wrong[:5]]
     return ", ".join(said) or "right"
+
+
+def shown(name: str) -> str:
+    return "NULL" if name == "\\N" else ascii(name)  # that is how COPY writes it

@@ -20,7 +20,15 @@ ANN, BOB = ["a", "Ann"], ["b", "Bob\\tO'Brien"]
     ([ANN, BOB, ["c", "Cat"]], "1 too many"),
     ([ANN, BOB, BOB], "1 twice"),
     ([["a", "Anne"], BOB], "1 wrong, 'Ann' became 'Anne'"),
-    ([["a", "\\N"], BOB], "1 wrong, 'Ann' became '\\\\N'"),
+    ([["a", "\\N"], BOB], "1 wrong, 'Ann' became NULL"),
 ])
 def test_a_peers_dimension_is_compared_athlete_by_athlete(copied, said):
     assert peers.differences([ANN, BOB], copied) == said
+
+
+def test_a_peer_that_cannot_be_had_is_left_out_with_a_reason(monkeypatch, tmp_path, capsys):
+    nowhere = peers.Peer("nowhere", "no such package", "python", [], "analytics.athlete")
+    monkeypatch.setattr(peers, "FOLDER", tmp_path)
+    monkeypatch.setattr(peers, "PEERS", [nowhere])
+    assert peers.peers_to_be_had() == []
+    assert "nowhere is left out: " in capsys.readouterr().out
