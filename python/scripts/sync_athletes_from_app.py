@@ -58,9 +58,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, NamedTuple, NoReturn, Optional, Tuple
 
 log = logging.getLogger("sync_athletes")
+Row = Tuple[Any, ...]  # of a query's result
 SIGNALS_TO_STOP = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
                    if hasattr(signal, name)]
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
@@ -75,7 +76,7 @@ def leave_at_once(*_: object) -> None:
 
 
 def withhold(*_: object) -> None:
-    """psycopg2 prints an error that meets another, and with it the row that COPY stood at, name and all."""
+    """Python would print such an error with the row that COPY was reading, the athlete's name included."""
     log.warning("sync: an error's text is withheld, for it may quote a row")
 
 
@@ -91,7 +92,7 @@ if __name__ == "__main__":
 
 PROJECT = Path(__file__).resolve().parents[2]
 
-# As dotenv reads it, which may be what is missing. A backslash is one: these are paths.
+# As dotenv reads it, which may be the package that is missing. But a backslash stays one: this is a path.
 IN_ENV_FILE = re.compile(r"""^[ \t]*(?:export[ \t]+)?SYNC_LOG_FILE[ \t]*=
                              (?:[ \t]*'([^'\r\n]*)'|[ \t]*"([^"\r\n]*)"|([^\r\n]*?))
                              (?:[ \t]+\#[^\r\n]*)?[ \t]*\r?$""", re.MULTILINE | re.VERBOSE)
@@ -110,9 +111,9 @@ def option_in(argv: List[str], option: str) -> Optional[str]:
     value = None
     for word, following in zip(argv, argv[1:] + [None]):
         name, equals, text = word.partition("=")
-        if len(name) > 2 and option.startswith(name):  # argparse takes what is short for it, and the last
+        if name == option:
             value = text if equals else following
-    return value
+    return value  # argparse takes the last, too
 
 
 def log_file_in_env_file(argv: List[str]) -> Optional[str]:
@@ -174,10 +175,11 @@ class LogFile(logging.Handler):
 
 def lock_file(descriptor: int) -> None:
     """Lock it until it is closed. Raises OSError if another run has the lock."""
-    if os.name == "nt":
+    if sys.platform == "win32":
         import msvcrt
         os.lseek(descriptor, 2 ** 31 - 2, os.SEEK_SET)  # beyond the end: Windows bars readers of what it locks
-        return msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        return
     import fcntl
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -203,7 +205,8 @@ def how_to_get_packages() -> str:
     """Make install has put them into .venv; another Python does not see them there."""
     for python in (PROJECT / ".venv" / "bin" / "python", PROJECT / ".venv" / "Scripts" / "python.exe"):
         if python.exists() and Path(sys.prefix).resolve() != (PROJECT / ".venv").resolve():
-            return "%s %s" % (python, " ".join(sys.argv))
+            quote = shlex.quote if os.name == "posix" else '"{}"'.format
+            return " ".join(map(quote, [str(python)] + sys.argv))
     return "make install, or: pip install -r python/requirements.txt"
 
 
@@ -231,7 +234,7 @@ except Exception as missing:  # a pandas built for another numpy raises ValueErr
     log.error("packages: %s. Next: %s (exit code 1)", missing, how_to_get_packages())
     leave_with(1)
 
-# What was imported stays for good. To look for garbage in it, now and at exit, takes a tenth of a second.
+# Modules are never freed. So the garbage collector need not look at them, which saves a tenth of a second.
 gc.freeze()
 gc.enable()
 
@@ -263,7 +266,7 @@ class SyncError(Exception):
 
 def main(argv: Optional[List[str]] = None) -> int:
     report = Report()
-    if hasattr(sys.stdout, "reconfigure"):  # a Windows code page has no word for most names of tables
+    if hasattr(sys.stdout, "reconfigure"):  # a Windows code page lacks most characters of names
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options = read_command_line(argv, report)
@@ -276,18 +279,20 @@ def main(argv: Optional[List[str]] = None) -> int:
                 if options.status:
                     show_status(settings, report, watchdog)
                 else:
-                    sync_and_tell(settings, options, report, watchdog)
+                    sync_and_report(settings, options, report, watchdog)
     except Exception as error:
         report.fail(as_sync_error(error))
     report.say_result()
+    if report.result == "failed" and not report.notifier:
+        ping_early_end(sys.argv[1:] if argv is None else argv, report)
     return report.exit_code
 
 
-def sync_and_tell(settings: Settings, options: argparse.Namespace, report: Report,
+def sync_and_report(settings: Settings, options: argparse.Namespace, report: Report,
                   watchdog: Watchdog) -> None:
-    """However the run ends, it is told: a line, the result, the history, a ping."""
+    """However the run ends, it is reported: a log line, the result, the history, a ping."""
     if not options.dry_run:
-        report.tell = Telling(settings, report, watchdog)
+        report.notifier = Notifier(settings, report, watchdog)
     try:
         sync(settings, options, report, watchdog)
     except Exception as error:
@@ -298,10 +303,8 @@ def sync_and_tell(settings: Settings, options: argparse.Namespace, report: Repor
 def sync(settings: Settings, options: argparse.Namespace, report: Report, watchdog: Watchdog) -> None:
     """The lock comes before the app's snapshot, so that of two runs the later one reads the later app."""
     with connect(settings.warehouse, settings, watchdog) as warehouse:
-        if take_lock(warehouse):
+        if take_lock(warehouse, report):
             carry_athletes(warehouse, settings, options, report, watchdog)
-        else:
-            report.result = "skipped"
         if options.dry_run:
             return warehouse.rollback()
         record_run(warehouse, report)
@@ -323,7 +326,7 @@ def carry_athletes(warehouse: Database, settings: Settings, options: argparse.Na
     rows_to_write = compare_with_dimension(warehouse, athletes, report)
     if options.diff:
         note_changes(warehouse, rows_to_write, report)
-    refuse_renaming_spree(report, settings, options)
+    refuse_too_many_renames(report, settings, options)
     if report.updated and not options.dry_run:
         record_renames(warehouse, rows_to_write, report)
     upsert_athletes(warehouse, rows_to_write, report)
@@ -341,25 +344,25 @@ SELECT pg_try_advisory_xact_lock(1096043596, {dimension_text}::regclass::oid::in
 """
 
 
-def take_lock(warehouse: Database) -> bool:
-    """Take the run's lock; from a run that should be over by now, if need be.
+def take_lock(warehouse: Database, report: Report) -> bool:
+    """Take the run's lock, or note that the run is skipped. A run that holds it past its deadline is ended first.
 
-    Raises SyncError (data) if that one may not be ended.
+    Raises SyncError (data) if it may not be ended.
     """
     if warehouse.fetch_row(TAKE_LOCK)[0]:
         return True
     holder = lock_holder(warehouse)
-    if holder and holder.is_overdue:
+    if holder and (holder.is_overdue or has_outlived_a_skip(warehouse, holder)):
         end_holder(warehouse, holder)
         return True
-    log.info("warehouse: skipped: another run holds the lock of %s: %s",
-             warehouse.settings["WH_TABLE"].spelling, holder or "it has just ended")
+    report.result, report.message = "skipped", "another run holds the lock of %s: %s" % (
+        warehouse.settings["WH_TABLE"].spelling, holder or "it has just ended")
+    log.info("warehouse: skipped: %s", report.message)
     return False
 
 
-# A run ends its transaction by its deadline, or the server does, two seconds later. Whoever is older is
-# frozen, or its host is gone, and the server waits for it in vain. Of another role's sessions
-# pg_stat_activity tells neither age nor program.
+# A run ends its transaction by its deadline, or the server does, two seconds later. An older transaction
+# is that of a run which is frozen, or whose host is gone.
 WHO_HOLDS_THE_LOCK = """
 SELECT held.pid,
        coalesce(activity.client_addr::text, '?'),
@@ -394,6 +397,29 @@ def lock_holder(warehouse: Database) -> Optional[Holder]:
     seconds = warehouse.settings["SYNC_DEADLINE"] + SECONDS_TO_END_BY_ITSELF
     row = warehouse.run(WHO_HOLDS_THE_LOCK, seconds=seconds).fetchone()
     return Holder(*row) if row else None
+
+
+# pg_stat_activity does not show the age of another role's sessions, but the history does: a run has been
+# skipped because of the same one, longer ago than any run may live, and none has got the lock since.
+SKIPPED_LONG_AGO = """
+SELECT 1
+  FROM analytics.athlete_sync_run
+ WHERE target = %(target)s
+   AND result = 'skipped'
+   AND strpos(message, %(holder)s) > 0
+   AND finished_at < clock_timestamp() - %(seconds)s * interval '1 second'
+   AND run_id > (SELECT coalesce(max(run_id), 0)
+                   FROM analytics.athlete_sync_run
+                  WHERE target = %(target)s
+                    AND result = 'ok')
+ LIMIT 1
+"""
+
+
+def has_outlived_a_skip(warehouse: Database, holder: Holder) -> bool:
+    seconds = warehouse.settings["SYNC_DEADLINE"] + SECONDS_TO_END_BY_ITSELF
+    return not holder.is_a_run_of_ours and warehouse.try_row(
+        SKIPPED_LONG_AGO, target=target_of(warehouse.settings), holder=str(holder), seconds=seconds) is not None
 
 
 END_HOLDER = "SELECT pg_terminate_backend(%(pid)s)"
@@ -473,7 +499,7 @@ def lock_source(app: Database) -> None:
     try:
         app.run(LOCK_SOURCE)
     except SyncError as problem:
-        if not is_not_to_be_had(problem):
+        if not is_missing_or_refused(problem):
             raise
         app.begin("READ COMMITTED")
         watch_while_waiting(app)
@@ -526,8 +552,8 @@ SELECT txid_snapshot_xmin(snapshot) AS oldest_open,
   FROM txid_current_snapshot() AS snapshot
 """
 
-# Only a table of rows of its own has xmin, in every part of it. A policy, a virtual column, or a type
-# whose text stands elsewhere (an enum's renamed value) may change what is seen without writing a row;
+# Only a plain table, or one whose parts are all plain tables, has xmin. A policy, a virtual column, or a
+# type whose text stands elsewhere (an enum's renamed value) may change what is seen without writing a row.
 # to_jsonb, because older servers lack attgenerated.
 HAS_ROW_VERSIONS = """
 WITH RECURSIVE part (oid) AS (
@@ -577,6 +603,16 @@ class Position(NamedTuple):
     source: str
 
 
+class LastSuccess(NamedTuple):
+    """What the last good run left: READ_LAST_POSITION's columns, each None if there is none."""
+
+    position: Any
+    source: Optional[str]
+    source_is_unique: Optional[bool]
+    dimension_rows: Any
+    finished_at: Optional[str]
+
+
 def read_position(app: Database, report: Report) -> Optional[Position]:
     """Note where this run leaves the app. None where the source does not tell its row versions."""
     row = app.try_row(READ_POSITION) if app.connection.server_version >= 90600 else None
@@ -592,39 +628,39 @@ def start_of_incremental(position: Optional[Position], warehouse: Database, opti
     """Return where an incremental run takes up, as xmin has it. Where it can't be incremental: None, in full."""
     if not options.incremental:
         return None
-    last = warehouse.try_row(READ_LAST_POSITION, target=target_of(warehouse.settings))
+    row = warehouse.try_row(READ_LAST_POSITION, target=target_of(warehouse.settings))
+    last = LastSuccess(*row or [None] * 5)
     obstacle = obstacle_in_app(position, last) or obstacle_in_warehouse(warehouse, last, options)
     if obstacle:
         log.info("app: full, not incremental: %s", obstacle)
         return None
-    log.info("app: incremental: what has changed since the success of %s", last[4])
+    log.info("app: incremental: what has changed since the success of %s", last.finished_at)
     report.mode = "incremental"
-    return last[0] % 2 ** 32
+    return int(last.position % 2 ** 32)
 
 
-def obstacle_in_app(position: Optional[Position], last: Optional[Tuple]) -> Optional[str]:
+def obstacle_in_app(position: Optional[Position], last: LastSuccess) -> Optional[str]:
     """Say why the position of the last success does not hold in the app of today, if so."""
     if position is None:
         return "the source does not tell its row versions (a view, a foreign table, row-level security, " \
                "a privilege on columns alone, a column that is neither text nor uuid, or PostgreSQL 9.5)"
-    if not last or last[0] is None or last[3] is None:
+    if last.position is None or last.dimension_rows is None:
         return "no earlier success has left a position in the run history"
-    last_position, last_source, last_is_unique = last[:3]
-    if position.source != last_source:
+    if position.source != last.source:
         return "the app's server, its start, its last crash, the table or the columns are not those of the " \
                "last success"
-    if position.oldest_open < last_position:
+    if position.oldest_open < last.position:
         return "the app's transaction counter is behind the last success: it was restored"
-    if position.next - last_position >= 2 ** 31:
+    if position.next - last.position >= 2 ** 31:
         return "the last success is too many transactions ago"
-    if not last_is_unique:
+    if not last.source_is_unique:
         return "nothing rules out that a changed row repeats an unchanged athlete: the uuid column needs a " \
                "unique index, and one spelling"
     return None
 
 
-def obstacle_in_warehouse(warehouse: Database, last: Tuple, options: argparse.Namespace) -> Optional[str]:
-    if warehouse.fetch_row(COUNT_DIMENSION)[0] < last[3]:
+def obstacle_in_warehouse(warehouse: Database, last: LastSuccess, options: argparse.Namespace) -> Optional[str]:
+    if warehouse.fetch_row(COUNT_DIMENSION)[0] < last.dimension_rows:
         return "the dimension holds fewer athletes than the last success left there"
     rejected = warehouse.fetch_row(COUNT_STANDING_REJECTS, target=target_of(warehouse.settings))[0]
     if rejected and options.strict:
@@ -728,9 +764,9 @@ COPY (
 ) TO STDOUT
 """
 
-# xmin has 32 bits and wraps around, so what counts is the distance from {position}, going upwards: less
-# than half the circle is new, and then bit 31 is 0. A row of old that is sent again does no harm. As an
-# equation, because the planner then expects few rows, and scans a large table in parallel.
+# xmin has 32 bits and wraps around. A row is new if its distance from {position}, counted upwards, is less
+# than 2^31: bit 31 of the difference is then 0. An old row that is read again does no harm. This is an
+# equation because the planner then expects few rows, and scans a large table in parallel.
 EXTRACT_CHANGES = """
 COPY (
     SELECT {uuid_column} AS athlete_uuid,
@@ -816,12 +852,12 @@ class CheckedRows:
         rows_sent = self.extraction.result()
         if rows_sent != self.rows or self.begun_line:
             raise SyncError(SQL_OR_DATA, "app", "sent %d rows of which %d arrived" % (rows_sent, self.rows),
-                              "run again; if it stays, report it")
+                            "run again; if it stays, report it")
         self.report.source, self.report.rejected = self.rows, self.rejected
 
 
-# What the eye checks in a uuid as Postgres prints it, 36 characters and the tab after them: lower-case
-# hexadecimal digit, hyphen, tab. Whatever does not fit is looked at one by one.
+# A uuid as Postgres prints it: 36 characters, each a lower-case hexadecimal digit or a hyphen, and then
+# the tab. This is checked for a whole chunk at once; only rows that do not fit are looked at one by one.
 CHARACTER_KIND = np.zeros(256, dtype=np.uint8)
 CHARACTER_KIND[list(b"0123456789abcdef")] = 1
 CHARACTER_KIND[ord("-")] = 2
@@ -949,7 +985,7 @@ def settle_duplicates(warehouse: Database, staged: Staged, report: Report) -> At
     """Leave one row an athlete in staging, without a name where names conflict."""
     report.repeated = 0
     named_rows = report.source - report.rejected
-    if staged.source_is_unique:  # an index that lies is found out when changes are written
+    if staged.source_is_unique:  # refuse_repeated_changes finds out if the index is corrupt
         return Athletes(staged.rows, named_rows)
     seen = warehouse.fetch_row(COUNT_ATHLETES)[0]
     if seen == staged.rows:
@@ -1030,23 +1066,23 @@ CHANGES = sql.SQL("pg_temp.tmp_athlete_change")
 
 class RowsToWrite(NamedTuple):
     table: sql.Composable
-    count: int
+    number: int
 
 
 def compare_with_dimension(warehouse: Database, athletes: Athletes, report: Report) -> RowsToWrite:
     """Count what is new and renamed into the report, and say which rows are to be written."""
     refresh = warehouse.settings["SYNC_REFRESH"]
     stamp_all = refresh == "always"
+    warehouse.run(SMALL_HASH_TABLE)
     if stamp_all:
-        warehouse.run(SMALL_HASH_TABLE)
         counts = warehouse.fetch_row(COUNT_COMPARED, stamp_older_than=None)
-        warehouse.run(USUAL_HASH_TABLE)
         if counts[3] != athletes.named:
             raise proof_failed("staging holds %d of %d athletes" % (counts[3], athletes.named))
     else:
         warehouse.run(KEEP_CHANGES, stamp_older_than=None if refresh == "never" else refresh)
         counts = warehouse.fetch_row(COUNT_CHANGES)
         refuse_repeated_changes(warehouse)
+    warehouse.run(USUAL_HASH_TABLE)
     unknown, inserted, renamed, to_write, report.in_dimension = counts
     report.inserted, report.updated = inserted, renamed
     report.unchanged = athletes.named - inserted - renamed
@@ -1067,8 +1103,9 @@ SELECT count(*) - (SELECT count(athlete_uuid) FROM pg_temp.tmp_athlete_change)
 def refuse_repeated_changes(warehouse: Database) -> None:
     """Raise SyncError (data) if a changed athlete is staged twice in spite of the app's unique index.
 
-    An INSERT of all athletes would find that out by itself (21000); one of the changed alone would let
-    two names take turns, run by run. Text indexes do get corrupt: when a C library sorts anew.
+    An INSERT of all athletes would find that out by itself (21000). One of the changed athletes alone would
+    write one of the two names, and the other one in the next run. Text indexes do get corrupt: when an
+    update of the C library changes how text sorts.
     """
     repeated = warehouse.fetch_row(COUNT_REPEATED_CHANGES)[0]
     if repeated:
@@ -1081,10 +1118,10 @@ def refuse_repeated_changes(warehouse: Database) -> None:
 FEWEST_TO_GUARD = 20
 
 
-def refuse_renaming_spree(report: Report, settings: Settings, options: argparse.Namespace) -> None:
+def refuse_too_many_renames(report: Report, settings: Settings, options: argparse.Namespace) -> None:
     """Refuse what looks like an accident: a wrong column or database renames nearly everybody.
 
-    Raises SyncError (data), unless --allow-updates names a ceiling that holds.
+    Raises SyncError (data), unless --allow-updates allows that many.
     """
     in_dimension = report.in_dimension
     percent = settings["SYNC_MAX_UPDATED_PERCENT"]
@@ -1141,7 +1178,7 @@ def record_renames(warehouse: Database, rows: RowsToWrite, report: Report) -> No
 
 @contextmanager
 def optional_write(warehouse: Database, table: str, consequence: str) -> Iterator[None]:
-    """Around what the sync can do without: if it is refused, or locked for 5 s, warn and go on."""
+    """For a write that the sync can do without: if it is refused, or locked for 5 s, warn and go on."""
     warehouse.run("SAVEPOINT before_optional; SET LOCAL lock_timeout = '5s'")
     try:
         yield
@@ -1172,13 +1209,13 @@ SELECT athlete_uuid, full_name, now()
 
 def upsert_athletes(warehouse: Database, rows: RowsToWrite, report: Report) -> None:
     written = warehouse.run(UPSERT, rows=rows.table).rowcount
-    if written != rows.count:
-        raise proof_failed("%d of %d rows were written" % (written, rows.count))
+    if written != rows.number:
+        raise proof_failed("%d of %d rows were written" % (written, rows.number))
     log.info("warehouse: %d rows %s", written, "would be written" if report.dry_run else "written")
 
 
-# What Postgres is handed it stores, unless a trigger, a rule, a policy or a type with ideas of its
-# own (char(n) pads, varchar(n) trims) stands in between, here or in a partition.
+# Postgres stores what it gets, unless a trigger, a rule, a policy or the column's type changes it
+# (char(n) pads, varchar(n) trims), here or in a partition.
 WHAT_COULD_INTERFERE = """
 WITH RECURSIVE part (oid) AS (
     SELECT {dimension_text}::regclass::oid
@@ -1221,7 +1258,7 @@ def prove_agreement(warehouse: Database) -> None:
 
 def proof_failed(what: str) -> SyncError:
     return SyncError(SQL_OR_DATA, "warehouse", "the proof failed, nothing was changed: " + what,
-                       "look for triggers, rules and policies on the dimension (psql: \\d+)")
+                     "look for triggers, rules and policies on the dimension (psql: \\d+)")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1229,33 +1266,37 @@ def proof_failed(what: str) -> SyncError:
 # ---------------------------------------------------------------------------------------------
 
 
+# An int, or None, never 0, where it is not known. Any, because mypy cannot see which step has counted it.
+Count = Any
+
+
 @dataclass
 class Report:
-    """What a run has to say of itself. A count that is not known is None, never 0."""
+    """What a run reports."""
 
     mode: str = "full"
-    in_dimension: Optional[int] = None
+    in_dimension: Count = None
     app_position: Optional[int] = None
     app_source: Optional[str] = None
     app_is_unique: Optional[bool] = None
     dry_run: bool = False
     result: str = "ok"
     exit_code: int = OK
-    source: Optional[int] = None
-    inserted: Optional[int] = None
-    updated: Optional[int] = None
-    unchanged: Optional[int] = None
-    missing: Optional[int] = None
-    rejected: Optional[int] = None
-    repeated: Optional[int] = None
+    source: Count = None
+    inserted: Count = None
+    updated: Count = None
+    unchanged: Count = None
+    missing: Count = None
+    rejected: Count = None
+    repeated: Count = None
     rejects: List[Dict[str, Optional[str]]] = field(default_factory=list)
-    reject_reasons: Counter = field(default_factory=Counter)
+    reject_reasons: Counter[str] = field(default_factory=Counter)
     message: Optional[str] = None
     run_id: Optional[int] = None  # where renames were recorded; else the history draws its own
     shows_changes: bool = False
     changes: Optional[Dict[str, Any]] = None
     answer: Optional[str] = None  # what --check and --status say instead of the result line
-    tell: Optional[Telling] = None
+    notifier: Optional[Notifier] = None
     saying: Any = field(default_factory=threading.RLock)  # held until all is told
     said: threading.Event = field(default_factory=threading.Event)
     started: float = field(default_factory=time.monotonic)
@@ -1300,8 +1341,8 @@ class Report:
             self.ended = time.monotonic()
             self.said.set()
             self.write_result()
-            if self.tell:
-                self.tell.result()
+            if self.notifier:
+                self.notifier.send_result()
 
     def write_result(self) -> None:
         line = self.answer or (self.json_line() if self.as_json else
@@ -1355,10 +1396,10 @@ def record_run(warehouse: Database, report: Report) -> None:
 
 
 def record_failure(settings: Settings, report: Report, watchdog: Watchdog) -> None:
-    """Write a failed run into the history, over a connection of its own: the run's is rolled back, or gone."""
+    """Write a failed run into the history, over a new connection: the run's own is rolled back, or lost."""
     try:
         parameters = connection_parameters(settings.warehouse, settings, watchdog)
-        connection = psycopg2.connect(**dict(parameters, connect_timeout=LAST_ACT_SECONDS))
+        connection = psycopg2.connect(**dict(parameters, connect_timeout=SECONDS_TO_REPORT))
         encoding = connection.info.parameter_status("server_encoding")
         with connection.cursor() as cursor:
             cursor.execute("SET LOCAL lock_timeout = '4s'; SET LOCAL statement_timeout = '4s'")
@@ -1367,9 +1408,10 @@ def record_failure(settings: Settings, report: Report, watchdog: Watchdog) -> No
         connection.close()
     except Exception as error:
         state = getattr(error, "pgcode", None)
-        # Without a state, the warehouse is out of reach; and what stopped the run has been said.
-        is_said = report.message.startswith("warehouse: ") and "[%s]" % state in report.message
-        # Of a COMMIT without an answer the row may be there already, or the server is still at it.
+        # Without a state the warehouse is out of reach. And what ended the run itself has been said.
+        said = report.message or ""
+        is_said = said.startswith("warehouse: ") and "[%s]" % state in said
+        # After a COMMIT without an answer the row may be there already.
         if state and not is_said and watchdog.outcome == ROLLED_BACK:
             log.warning("warehouse: %s (%s [%s]); %s", NOT_RECORDED, server_words(error, settings), state,
                         next_step_for_history(state, "analytics.athlete_sync_run", settings))
@@ -1413,11 +1455,11 @@ def target_of(settings: Settings) -> str:
 
 
 PING_SECONDS = 10
-LAST_ACT_SECONDS = 5
+SECONDS_TO_REPORT = 5
 
 
-class Telling:
-    """Tells the ping service and, of a failure, the run history; in threads, because either may not answer."""
+class Notifier:
+    """Reports to the ping service and, a failure, to the run history; in threads, because either may not answer."""
 
     def __init__(self, settings: Settings, report: Report, watchdog: Watchdog):
         self.settings, self.report, self.watchdog = settings, report, watchdog
@@ -1427,15 +1469,15 @@ class Telling:
     def ping(self, event: str, body: str) -> threading.Thread:
         return in_background(lambda: ping(self.url, event, body))
 
-    def result(self) -> None:
-        """Tell how the run ended: for as long as pings take, but LAST_ACT_SECONDS after a stop or the deadline."""
+    def send_result(self) -> None:
+        """Wait as long as pings may take, but at most SECONDS_TO_REPORT after a stop or the deadline."""
         pinging = in_background(self.ping_result) if self.url else None
         recording = in_background(self.record) if self.is_to_be_recorded() else None
         now = time.monotonic()
         end = now if self.watchdog.stopped_by else max(now, self.watchdog.ends_at)
-        until = min(now + 2 * PING_SECONDS, end + LAST_ACT_SECONDS)
+        until = min(now + 2 * PING_SECONDS, end + SECONDS_TO_REPORT)
         if recording:
-            recording.join(LAST_ACT_SECONDS)
+            recording.join(SECONDS_TO_REPORT)
         if pinging:
             pinging.join(max(0.0, until - time.monotonic()))
         if pinging and pinging.is_alive():
@@ -1456,8 +1498,20 @@ class Telling:
         ping(self.url, self.event(), self.report.text_line())
 
     def event(self) -> str:
-        """A skipped run is no success: of the run that holds the lock nobody knows yet how it will end."""
+        """A skipped run is no success: the run that holds the lock may still fail."""
         return "log" if self.report.result == "skipped" else str(self.report.exit_code)
+
+
+def ping_early_end(argv: List[str], report: Report) -> None:
+    """A run that ends on its command line or its settings is told too, if SYNC_PING_URL itself is well."""
+    if {"--dry-run", "--check", "--status"} & set(argv):
+        return
+    try:
+        in_file = dotenv_values(str(env_path(option_in(argv, "--env-file"))), interpolate=False)
+        url = read_ping_url(os.environ.get("SYNC_PING_URL") or in_file.get("SYNC_PING_URL") or "")
+    except Exception:  # what is wrong has been said
+        return
+    in_background(lambda: ping(url, str(report.exit_code), report.text_line())).join(SECONDS_TO_REPORT)
 
 
 def in_background(act: Callable[[], None]) -> threading.Thread:
@@ -1470,7 +1524,7 @@ def ping(url: str, event: str, body: str) -> None:
     import urllib.request  # here, because it takes as long to import as ten athletes to sync
     try:
         urllib.request.urlopen("%s/%s" % (url, event), body.encode(), PING_SECONDS).close()
-    except Exception as error:  # a courtesy: whatever goes wrong with it, the run goes on
+    except Exception as error:  # a ping never fails the run
         log.warning("ping: SYNC_PING_URL/%s failed: %s", event, type(error).__name__)
 
 
@@ -1491,7 +1545,7 @@ class Check(NamedTuple):
 
 
 def show_checks(options: argparse.Namespace, report: Report) -> None:
-    """Do all that a run does, on no rows but made-up athletes, and roll it back; and look around."""
+    """Take the steps of a run with made-up athletes, roll them back, and ask what a run does not ask."""
     if not options.verbose:
         logging.getLogger().setLevel(logging.ERROR)  # the lines of the steps would say it all twice
     try:
@@ -1514,7 +1568,7 @@ def show_checks(options: argparse.Namespace, report: Report) -> None:
 
 
 def check_lines(checks: List[Check], verbose: bool) -> List[str]:
-    """What is not well, whole; of what is well, a number for each side, or with -v all."""
+    """Warnings and failures in full. What is well is counted for each side, or listed with -v."""
     lines = []
     for check in checks:
         if verbose or check.level != "ok":
@@ -1680,7 +1734,7 @@ SELECT 'column ' || quote_ident(attname) || ' loses a number for each athlete in
 
 
 def look_around(database: Database, looks: List[Look]) -> List[Check]:
-    """Ask each question, and roll it back: what cannot be answered is the run's own failure, or no matter."""
+    """Ask each question and roll it back. If one fails for a reason that matters, the run's own steps fail too."""
     side, advice = database.endpoint.side, names_for_advice(database.endpoint, database.settings)
     checks = [Check("ok", side, "login", database.endpoint.describe()), check_tls(database)]
     if database.backend != database.connection.info.backend_pid:
@@ -1727,7 +1781,7 @@ def noting_failure(checks: List[Check]) -> Iterator[None]:
 
 def lock_is_free(warehouse: Database, checks: List[Check]) -> bool:
     warehouse.run("SAVEPOINT before_lock")
-    is_free = warehouse.fetch_row(TAKE_LOCK)[0]
+    is_free: bool = warehouse.fetch_row(TAKE_LOCK)[0]
     warehouse.run("ROLLBACK TO SAVEPOINT before_lock")  # else a run that begins meanwhile would be skipped
     held = "held by %s, so nothing was written" % str(lock_holder(warehouse))
     checks.append(Check("ok", "warehouse", "run's lock", "free") if is_free else
@@ -1761,11 +1815,11 @@ def check_rejects(report: Report) -> Check:
     return Check("ok", "app", "rows", "%d rows, none rejected" % report.source)
 
 
-# Two: one alone would not show that stamps, or names, have to be unique.
+# Two, because one alone would not show that stamps have to be unique. Such names pass a sensible CHECK.
 MAKE_UP_ATHLETES = """
 INSERT INTO pg_temp.tmp_athlete_dim
 SELECT md5(random()::text || clock_timestamp())::uuid, name
-  FROM unnest(ARRAY['Aa', 'Ab']) AS name
+  FROM unnest(ARRAY['Ann Aa', 'Ann Ab']) AS name
 """
 RENAME_MADE_UP = "UPDATE pg_temp.tmp_athlete_dim SET full_name = replace(full_name, 'A', 'B')"
 DROP_CHANGES = "DROP TABLE IF EXISTS pg_temp.tmp_athlete_change"
@@ -1893,16 +1947,16 @@ def show_status(settings: Settings, report: Report, watchdog: Watchdog) -> None:
 
 @contextmanager
 def history_is_meant(warehouse: Database) -> Iterator[None]:
-    """What lacks here is not the dimension's, so the advice is another."""
+    """What is missing here is the history, not the dimension, so the advice is to run setup."""
     try:
         yield
     except SyncError as problem:
-        if is_not_to_be_had(problem):
+        if is_missing_or_refused(problem):
             problem.next_step = "run: " + names_for_advice(warehouse.endpoint, warehouse.settings)["setup"]
         raise
 
 
-def last_full_run(full: Optional[Tuple], standing: int) -> List[str]:
+def last_full_run(full: Optional[Row], standing: int) -> List[str]:
     if not full:
         return []
     rejected, missing = ("-" if count is None else count for count in full[1:])
@@ -1994,13 +2048,14 @@ def change_lines(report: Report) -> List[str]:
     coloured = (sys.stdout and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
                 and os.environ.get("TERM", "dumb") != "dumb")
     lines = []
-    for kind, mark, colour in CHANGE_MARKS if report.changes else []:
+    changes = report.changes or {}
+    for kind, mark, colour in CHANGE_MARKS if changes else []:
         begin, end = ("\033[%sm" % colour, "\033[0m") if coloured else ("", "")
-        for change in report.changes[kind] or []:
+        for change in changes[kind] or []:
             names = [one_line(name) for key, name in change.items() if key != "uuid"]
             lines.append("%s%s %s %s%s" % (begin, mark, change["uuid"], " -> ".join(names), end))
-        if report.changes["not_listed"][kind]:
-            lines.append("%s%s and %d more%s" % (begin, mark, report.changes["not_listed"][kind], end))
+        if changes["not_listed"][kind]:
+            lines.append("%s%s and %d more%s" % (begin, mark, changes["not_listed"][kind], end))
     return lines
 
 
@@ -2119,7 +2174,7 @@ def read_url(text: str) -> Dict[str, str]:
     """Read a libpq URL. No complaint quotes any of it: what libpq trips over may be the password."""
     url, left_out = without_prisma_parameters(text)
     try:
-        libpq = psycopg2.extensions.parse_dsn(url)
+        libpq: Dict[str, str] = psycopg2.extensions.parse_dsn(url)
     except psycopg2.Error as error:
         unknown, query = re.search('URI query parameter: "([a-z_]+)"', str(error)), url.partition("?")[2]
         if unknown and unknown.group(1) + "=" in query and "@" not in query:  # else it may be of a password
@@ -2262,8 +2317,6 @@ class Settings:
             "uuid_column_text": sql.Literal(uuid_column.strings[0]),
             "name_column": name_column,
             "name_column_text": sql.Literal(name_column.strings[0]),
-            "app_schema_text": sql.Literal(schema_of(app_table)),
-            "dimension_schema_text": sql.Literal(dimension.strings[0]),
             "dimension": dimension,
             "dimension_text": sql.Literal(dimension.as_string(connection)),
         }
@@ -2319,7 +2372,7 @@ def unknown_names(names: Iterable[str], prefixes: Tuple[str, ...]) -> List[str]:
 
 
 def misspelt(from_file: Iterable[str]) -> List[str]:
-    """A misspelt guard guards nothing, so what begins with SYNC_ in the .env file must be a setting."""
+    """A misspelt limit limits nothing, so what begins with SYNC_ in the .env file must be a setting."""
     problems = []
     for name in unknown_names(from_file, ("SYNC_",)):
         near = difflib.get_close_matches(name, [setting.name for setting in SETTINGS], 1)
@@ -2401,9 +2454,9 @@ def forget_libpq_variables() -> None:
 # Connections and the deadline
 # ---------------------------------------------------------------------------------------------
 
-# As pg_dump does, we outlive the time-outs a DBA set for people; our own deadline takes their place,
-# and holds on the server even if this process is gone. Each with the first version that knows it. SET,
-# not set_config: a SELECT would take the snapshot that must come after the source's lock.
+# As pg_dump does, switch off the time-outs that a DBA has set for people. The run's deadline takes their
+# place, on the server too, where it holds even if this process is gone. Each with the first version that
+# knows it. SET, not set_config: a SELECT would take the snapshot that must come after the source's lock.
 SET_TIMEOUTS = [
     (90500, "SET LOCAL lock_timeout = 0"),
     (90500, "SET LOCAL statement_timeout = {milliseconds}"),
@@ -2411,8 +2464,9 @@ SET_TIMEOUTS = [
     (170000, "SET LOCAL transaction_timeout = {milliseconds}"),
 ]
 
-# So that the server notices when we are gone: at work, where only Linux is sure to accept the check, and
-# while it waits for COPY's data, where no time-out of its own reaches it. Milliseconds; seconds for keepalives.
+# With these the server notices that this process is gone: by the check during a statement, which only Linux
+# is sure to accept; by keepalives while it waits for COPY's data, where none of its time-outs applies.
+# Milliseconds, but seconds for keepalives.
 WATCH_THE_CLIENT = """
 SELECT pg_backend_pid(),
        set_config(known.name, wanted.value, true)
@@ -2434,7 +2488,7 @@ def connect(endpoint: Endpoint, settings: Settings, watchdog: Watchdog,
 
     Raises SyncError (connection).
     """
-    connection = open_patiently(endpoint, settings, watchdog)
+    connection = open_with_retries(endpoint, settings, watchdog)
     database = Database(endpoint, connection, settings, watchdog)
     watchdog.databases.append(database)
     try:
@@ -2447,7 +2501,7 @@ def connect(endpoint: Endpoint, settings: Settings, watchdog: Watchdog,
         connection.close()
 
 
-def open_patiently(endpoint: Endpoint, settings: Settings, watchdog: Watchdog) -> Any:
+def open_with_retries(endpoint: Endpoint, settings: Settings, watchdog: Watchdog) -> Any:
     attempts = settings["SYNC_CONNECT_ATTEMPTS"]
     for attempt in range(1, attempts + 1):
         watchdog.check()
@@ -2487,7 +2541,7 @@ class Database:
         self.connection.rollback()
         if self.endpoint.side == "app":
             self.connection.set_session(isolation_level=isolation_of_app, readonly=True)
-        # Two seconds more than our own deadline, which has the better words.
+        # Two seconds more than our own deadline, whose message is better.
         milliseconds = sql.Literal(min(int(self.watchdog.seconds_left() + 2) * 1000, 2 ** 31 - 1))
         self.run("; ".join(statement for version, statement in SET_TIMEOUTS
                            if version <= self.connection.server_version), milliseconds=milliseconds)
@@ -2508,13 +2562,13 @@ class Database:
     def fetch_row(self, statement: str, **values: Any) -> Any:
         return self.run(statement, **values).fetchone()
 
-    def try_row(self, statement: str, **values: Any) -> Optional[Tuple]:
+    def try_row(self, statement: str, **values: Any) -> Optional[Row]:
         """Return the row, or None where there is none, or what it asks for is not there or not allowed."""
         self.run("SAVEPOINT before_try")
         try:
-            row = self.fetch_row(statement, **values)
+            row: Optional[Row] = self.fetch_row(statement, **values)
         except SyncError as problem:
-            if not is_not_to_be_had(problem):
+            if not is_missing_or_refused(problem):
                 raise
             log.debug("%s", problem)
             row = None
@@ -2527,10 +2581,10 @@ class Database:
             cursor = self.connection.cursor()
             names = dict(self.settings.names(self.connection), **fragments)
             cursor.copy_expert(sql.SQL(statement).format(**names), file, size=CHUNK_BYTES)
-            return cursor.rowcount
+            return int(cursor.rowcount)
 
     def encoding(self) -> str:
-        return self.connection.info.parameter_status("server_encoding")
+        return str(self.connection.info.parameter_status("server_encoding"))
 
     def commit(self) -> None:
         with self.errors_explained():
@@ -2540,9 +2594,6 @@ class Database:
     def rollback(self) -> None:
         with self.errors_explained():
             self.connection.rollback()
-
-    def close(self) -> None:
-        self.connection.close()
 
     def hang_up(self) -> None:
         """Cut the line from another thread: libpq, blocked on its socket, wakes and sees the end."""
@@ -2583,7 +2634,7 @@ class Watchdog(threading.Thread):
 
     A thread, because the main one may sit in libpq, where Python's signal handlers do not run. It
     asks the servers to cancel, then cuts the connections, then says the result itself: each step only if
-    the one before has not helped. What is told after the result has LAST_ACT_SECONDS, or until a second
+    the one before has not helped. What is told after the result has SECONDS_TO_REPORT, or until a second
     signal; then the process ends. Signals reach it through a socket, which works on Windows too.
     """
 
@@ -2597,20 +2648,20 @@ class Watchdog(threading.Thread):
         self.stopped_by: Optional[SyncError] = None
         self.outcome = ROLLED_BACK
         self.over = threading.Event()
-        self.alarm, self.bell = socket.socketpair()
-        self.bell.setblocking(False)
+        self.wake_reader, self.wake_writer = socket.socketpair()
+        self.wake_writer.setblocking(False)
 
     def __enter__(self) -> Watchdog:
         for signal_ in SIGNALS_TO_STOP:
             signal.signal(signal_, lambda *_: None)  # set_wakeup_fd writes its number into the socket
-        signal.set_wakeup_fd(self.bell.fileno())
+        signal.set_wakeup_fd(self.wake_writer.fileno())
         self.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.over.set()
         signal.set_wakeup_fd(-1)
-        self.bell.send(b"\0")
+        self.wake_writer.send(b"\0")
         self.join()
 
     def seconds_left(self) -> float:
@@ -2631,8 +2682,8 @@ class Watchdog(threading.Thread):
 
     def wait_for_signal(self, seconds: float) -> Optional[str]:
         """Return the signal's name; None if there was none, or what was waited for is done: that is the byte 0."""
-        ringing, _, _ = select.select([self.alarm], [], [], seconds)
-        number = self.alarm.recv(1)[0] if ringing else 0
+        readable, _, _ = select.select([self.wake_reader], [], [], seconds)
+        number = self.wake_reader.recv(1)[0] if readable else 0
         return signal.Signals(number).name if number else None
 
     def run(self) -> None:
@@ -2647,7 +2698,7 @@ class Watchdog(threading.Thread):
                 CONNECTION, "sync", "the deadline of %d s passed; %s" % (self.deadline, self.outcome),
                 "see which side the log names last, or raise SYNC_DEADLINE")
         self.stop_everything()
-        self.wait_for_signal(LAST_ACT_SECONDS + 0.5)
+        self.wait_for_signal(SECONDS_TO_REPORT + 0.5)
         if not self.over.is_set():
             os._exit(self.report.exit_code)
 
@@ -2670,7 +2721,7 @@ class Watchdog(threading.Thread):
 
     def say_result_ourselves(self) -> None:
         self.report.say_result(self.stopped_by)
-        self.bell.send(b"\0")
+        self.wake_writer.send(b"\0")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -2691,44 +2742,44 @@ AGAIN = "run it again; if it stays, look at the server's log"
 EXPLANATIONS = {
     "08": Explanation(CONNECTION, "the connection was lost", AGAIN),
     "21000": Explanation(SQL_OR_DATA, "the app holds one uuid twice in spite of its unique index",
-                     "REINDEX TABLE that table in the app, and mend the repeats it then names"),
+                         "REINDEX TABLE that table in the app, and mend the repeats it then names"),
     "22021": Explanation(SQL_OR_DATA, "text is not valid in the database's encoding",
-                     "psql -c 'SHOW server_encoding' {database}; it should be UTF8"),
+                         "psql -c 'SHOW server_encoding' {database}; it should be UTF8"),
     "22P05": Explanation(SQL_OR_DATA, "a character does not exist in the database's encoding",
-                     "psql -c 'SHOW server_encoding' {database}; it should be UTF8"),
+                         "psql -c 'SHOW server_encoding' {database}; it should be UTF8"),
     "23502": Explanation(SQL_OR_DATA, "a column must be filled, and the sync does not know it",
                          "ALTER TABLE {table} ALTER COLUMN {column} DROP NOT NULL; or give it a default"),
     "23": Explanation(SQL_OR_DATA, "a constraint refuses a row", "psql -c '\\d+ {table}' {database}"),
     "25006": Explanation(SQL_OR_DATA, "the database is read-only",
                      "point {prefix}_HOST at the primary; or, if it is no standby: BEGIN READ WRITE; ALTER ROLE {user} "
-                     "IN DATABASE {database} SET default_transaction_read_only = off; COMMIT;"),
+                         "IN DATABASE {database} SET default_transaction_read_only = off; COMMIT;"),
     "28": Explanation(CONNECTION, "the login was refused",
-                  "check {prefix}_USER and {prefix}_PASSWORD, and pg_hba.conf on the server"),
+                      "check {prefix}_USER and {prefix}_PASSWORD, and pg_hba.conf on the server"),
     "3D000": Explanation(CONNECTION, "the database does not exist", "check {prefix}_DB"),
     "3F000": Explanation(SQL_OR_DATA, "the schema does not exist",
-                     "check {prefix}_TABLE and {prefix}_DB, or run: {setup}"),
+                         "check {prefix}_TABLE and {prefix}_DB, or run: {setup}"),
     "40001": Explanation(SQL_OR_DATA, "the server could not keep the snapshot",
-                     "run it again; on a standby, raise max_standby_streaming_delay"),
+                         "run it again; on a standby, raise max_standby_streaming_delay"),
     "40P01": Explanation(SQL_OR_DATA, "deadlock with another session", "run it again"),
     "42501": Explanation(SQL_OR_DATA, "a privilege is missing", "as the owner, in {database}: {grants}"),
     "42703": Explanation(SQL_OR_DATA, "a column does not exist", "{columns}"),
     "42804": Explanation(SQL_OR_DATA, "a column has a type that the sync cannot write", "{columns}"),
     "42883": Explanation(SQL_OR_DATA, "a column has a type that the sync cannot compare", "{columns}"),
     "42P01": Explanation(SQL_OR_DATA, "the table does not exist",
-                     "check {prefix}_TABLE (mixed case is quoted: public.\"User\") and {prefix}_DB, "
-                     "or run: {setup}"),
+                         "check {prefix}_TABLE (mixed case is quoted: public.\"User\") and {prefix}_DB, "
+                         "or run: {setup}"),
     "42P10": Explanation(SQL_OR_DATA, "the key has no unique index",
-                     "CREATE UNIQUE INDEX ON {table} (athlete_uuid);"),
+                         "CREATE UNIQUE INDEX ON {table} (athlete_uuid);"),
     "53100": Explanation(SQL_OR_DATA, "the server's disk is full", "make room on the server"),
     "53200": Explanation(SQL_OR_DATA, "the server is out of memory", AGAIN),
     "53300": Explanation(CONNECTION, "the server has no connection free",
-                     "run it again, or raise max_connections"),
+                         "run it again, or raise max_connections"),
     "53400": Explanation(SQL_OR_DATA, "a limit of the server is reached",
-                     "raise the limit it names, for {user} or for all"),
+                         "raise the limit it names, for {user} or for all"),
     "55P03": Explanation(SQL_OR_DATA, "another session holds a lock",
-                     "SELECT * FROM pg_stat_activity WHERE state <> 'idle'; then run it again"),
+                         "SELECT * FROM pg_stat_activity WHERE state <> 'idle'; then run it again"),
     "57014": Explanation(SQL_OR_DATA, "the statement was cancelled",
-                     "if a timeout is named: ALTER ROLE {user} SET statement_timeout = 0; then run it again"),
+                         "if a timeout is named: ALTER ROLE {user} SET statement_timeout = 0; then run it again"),
     "57": Explanation(CONNECTION, "the server ended the connection", "run it again once the server is up"),
 }
 REFUSED_STATEMENT = Explanation(SQL_OR_DATA, "the server refused the statement", AGAIN)
@@ -2742,7 +2793,7 @@ LOST = EXPLANATIONS["08"]
 NOT_THERE = ("check {prefix}_HOST and {prefix}_PORT, and that the server is up: "
              "pg_isready -h {host} -p {port}")
 NO_ANSWER = Explanation(CONNECTION, "no answer in time",
-                    "check {prefix}_HOST, {prefix}_PORT and the firewall, or raise SYNC_CONNECT_TIMEOUT",
+                        "check {prefix}_HOST, {prefix}_PORT and the firewall, or raise SYNC_CONNECT_TIMEOUT",
                     True)
 NOT_UP = Explanation(CONNECTION, "the server is not up", "run it again once it is", True)
 HUNG_UP = Explanation(CONNECTION, "the server hung up", AGAIN, True)
@@ -2763,24 +2814,24 @@ CONNECT_EXPLANATIONS = [
     ("reset by peer", HUNG_UP),
     ("translate host name", Explanation(CONNECTION, "unknown host", "check {prefix}_HOST: nslookup {host}")),
     ("password", Explanation(CONNECTION, "the login was refused",
-                         "check {prefix}_USER and {prefix}_PASSWORD; if the role exists, as a superuser: "
-                         "ALTER ROLE {user} WITH PASSWORD '...' VALID UNTIL 'infinity';")),
+                             "check {prefix}_USER and {prefix}_PASSWORD; if the role exists, as a superuser: "
+                             "ALTER ROLE {user} WITH PASSWORD '...' VALID UNTIL 'infinity';")),
     ("pg_hba.conf", Explanation(CONNECTION, "the server does not let this host, role or database in",
-                            "add a line to its pg_hba.conf, or {prefix}_SSLMODE=require if it asks for TLS")),
+                                "add a line to its pg_hba.conf, or {prefix}_SSLMODE=require if it asks for TLS")),
     ("certificate", Explanation(CONNECTION, "the server's certificate is not trusted",
-                            "set {prefix}_SSLROOTCERT to its authority's file, "
-                            "and {prefix}_HOST to the name in it")),
+                                "set {prefix}_SSLROOTCERT to its authority's file, "
+                                "and {prefix}_HOST to the name in it")),
     ("SSL", Explanation(CONNECTION, "TLS could not be agreed on",
-                    "{prefix}_SSLMODE=disable if the server has no TLS, =require if it insists on it")),
+                        "{prefix}_SSLMODE=disable if the server has no TLS, =require if it insists on it")),
     ("not permitted to log in", Explanation(CONNECTION, "the role may not log in",
                                             "as a superuser: ALTER ROLE {user} LOGIN;")),
     ("permission denied for database", Explanation(CONNECTION, "the role may not connect to the database",
-                                               "GRANT CONNECT ON DATABASE {database} TO {user};")),
+                                                   "GRANT CONNECT ON DATABASE {database} TO {user};")),
     ("database", EXPLANATIONS["3D000"]),
     ("role", Explanation(CONNECTION, "the role does not exist", "check {prefix}_USER, or run: {setup}")),
 ]
 OTHER_REFUSAL = Explanation(CONNECTION, "the connection failed",
-                        "see whether psql gets in: psql -h {host} -p {port} -U {user} {database}")
+                            "see whether psql gets in: psql -h {host} -p {port} -U {user} {database}")
 
 SETUP = {
     "app": "psql -h {host} -p {port} -U postgres -d {dbname} -v reader={role} -v table={name} -f sql/app_readonly.sql",
@@ -2838,7 +2889,7 @@ def explain_error(error: psycopg2.Error, database: Database) -> SyncError:
 
 
 def explanation_of(error: psycopg2.Error, database: Database) -> Explanation:
-    """What is to be done about the table mends nothing where a trigger or a sequence is what failed."""
+    """Advice about the table does not help where a trigger or a sequence is what failed."""
     state = error.pgcode
     if state == "42501" and error.diag.source_function == "ExecWithCheckOptions":
         return ROW_SECURITY
@@ -2858,7 +2909,7 @@ def is_in_own_context(error: psycopg2.Error) -> bool:
 CLASSES_WITHOUT_DATA = ("08", "0A", "21", "23", "25", "28", "3D", "40", "53", "54", "55", "57", "58")
 CODES_WITHOUT_DATA = ("22021", "22P05", "42501", "42809", "42P10", "XX001", "XX002")
 
-# The server's own account of where it was; anything else is a function, a trigger or another server.
+# Context that the server itself adds. Any other line comes from a function, a trigger or another server.
 OWN_CONTEXT = re.compile(r"COPY tmp_athlete_dim, line|while (locking|updating|inserting|checking|rechecking)")
 
 
@@ -2868,7 +2919,7 @@ def server_words(error: psycopg2.Error, settings: Settings) -> str:
     It may where it comes from a function, a trigger or another server, which its context then names; and
     where it is not about the run's own statement, which a position or the table's name shows.
     """
-    message = error.diag.message_primary
+    message = str(error.diag.message_primary)
     is_ours = (error.diag.statement_position or error.pgcode.startswith(CLASSES_WITHOUT_DATA)
                or error.pgcode in CODES_WITHOUT_DATA or names_a_table(message, settings))
     if is_ours and is_in_own_context(error):
@@ -2910,19 +2961,19 @@ def quoted(name: str) -> str:
     return name if re.match(r"[a-z_][a-z0-9_]*$", name) else '"%s"' % name.replace('"', '""')
 
 
-def is_not_to_be_had(problem: SyncError) -> bool:
+def is_missing_or_refused(problem: SyncError) -> bool:
     """A table, column, function or privilege is missing, as opposed to something having gone wrong."""
     return isinstance(problem.__cause__, (psycopg2.ProgrammingError, psycopg2.NotSupportedError))
 
 
 def as_sync_error(error: Exception) -> SyncError:
-    """Say where a defect showed, not its text: that may quote a row."""
+    """Say where an unexpected error was raised, not its text, which may quote a row."""
     if isinstance(error, SyncError):
         return error
     place = traceback.extract_tb(error.__traceback__)[-1]
     problem = SyncError(UNEXPECTED, "sync", "unexpected %s at line %s of %s" % (
         type(error).__name__, place.lineno, Path(place.filename).name),
-        "run it again with -v and report what it prints")
+                        "run it again with -v and report what it prints")
     problem.__cause__ = error
     return problem
 
@@ -2933,7 +2984,7 @@ def as_sync_error(error: Exception) -> SyncError:
 
 
 class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # argparse itself would exit 2, which means connection
+    def error(self, message: str) -> NoReturn:  # argparse itself would exit 2, which means connection
         raise SyncError(CONFIGURATION, "command line", message, "--help lists the options")
 
     def _print_message(self, message: str, file: Any = None) -> None:  # of --help and --version
@@ -2941,7 +2992,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def read_command_line(argv: Optional[List[str]], report: Report) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="do it all, report it, and roll back")
     instead.add_argument("--check", action="store_true",

@@ -602,6 +602,8 @@ MORE_SETUPS = {
         "warehouse", "ALTER TABLE analytics.athlete_dim ENABLE ROW LEVEL SECURITY;"
                      "CREATE POLICY reading ON analytics.athlete_dim FOR SELECT USING (true)"),
     "stamps that have to be unique": ("warehouse", "ALTER TABLE analytics.athlete_dim ADD UNIQUE (source_synced_at)"),
+    "names that must look like one": (
+        "warehouse", "ALTER TABLE analytics.athlete_dim ADD CHECK (full_name ~ '^[A-Z][a-z]+ [A-Z]')"),
     "names that have to be unique": ("warehouse", "ALTER TABLE analytics.athlete_dim ADD UNIQUE (full_name)"),
     "a policy for inserts alone": (
         "warehouse", "ALTER TABLE analytics.athlete_dim ENABLE ROW LEVEL SECURITY;"

@@ -158,11 +158,6 @@ def test_option_before_environment_before_env(world, project):
         (project / name).unlink()
 
 
-def test_a_short_form_of_the_option_that_argparse_takes(world, log):
-    assert world.run("--log", str(log)).code == 0
-    assert RESULT.match(lines_of(log)[-1])
-
-
 # What can go wrong with it
 
 

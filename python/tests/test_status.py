@@ -363,6 +363,32 @@ def test_a_ping_at_the_start_and_with_the_result(world, name):
     assert "ping" not in run.err
 
 
+EARLY_ENDS = {  # what ends a run before it begins -> whether it is told
+    "a setting is missing": ([], dict(WH_HOST=None), True),
+    "a setting is wrong": ([], dict(SYNC_DEADLINE="soon"), True),
+    "no such option": (["--incremntal"], {}, True),
+    "half an option": (["--incr"], {}, True),
+    "a dry run": (["--dry-run"], dict(WH_HOST=None), False),
+    "--status": (["--status"], dict(WH_HOST=None), False),
+}
+
+
+@pytest.mark.parametrize("where", ["environment", "file"])
+@pytest.mark.parametrize("name", list(EARLY_ENDS))
+def test_a_run_that_ends_before_it_begins_is_told_too(world, tmp_path, name, where):
+    flags, settings, told = EARLY_ENDS[name]
+    with ping_server() as server:
+        line, environment = "SYNC_PING_URL=%s\n" % server.url, dict(settings)
+        (tmp_path / "env").write_text(line if where == "file" else "")
+        if where == "environment":
+            environment["SYNC_PING_URL"] = server.url
+        run = run_in_process(world.script, ["--env-file", str(tmp_path / "env")] + flags,
+                             world.environment(environment))
+    assert run.code == 1 and TOKEN not in run.out + run.err, run
+    assert [path for path, _ in server.told] == ["/%s/1" % TOKEN] * told
+    assert all(body.startswith("result=failed") for _, body in server.told)
+
+
 def test_a_skipped_run_is_logged_there_and_is_no_success(world):
     with ping_server() as server, world.warehouse.holding(HOLD_THE_LOCK):
         world.sync(SYNC_PING_URL=server.url)
