@@ -32,3 +32,11 @@ def test_a_peer_that_cannot_be_had_is_left_out_with_a_reason(monkeypatch, tmp_pa
     monkeypatch.setattr(peers, "PEERS", [nowhere])
     assert peers.peers_to_be_had() == []
     assert "nowhere is left out: " in capsys.readouterr().out
+
+
+def test_the_page_shows_how_each_peer_is_configured():
+    page = (PROJECT / "python" / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert "```yaml\n%s```" % peers.SLING_REPLICATION.lstrip() in page
+    for name in ("peer_dlt.py", "peer_execute_values.py"):
+        program = (PROJECT / "python" / "lab" / name).read_text(encoding="utf-8")
+        assert "```python\n%s```" % program.split('"""\n\n', 1)[1] in page
