@@ -63,8 +63,9 @@ windows-python: .venv/installed-dev
 bench: .venv/installed-dev  ## beside plain psql: ROWS=1000000 ROUNDS=3, PEERS=1, CHART=1 draws
 	@.venv/bin/python python/lab/bench.py --rows $(ROWS) --rounds $(ROUNDS) $(if $(CHART),--chart) $(if $(PEERS),--peers)
 
-lint: .venv/installed-dev  ## ruff, and vermin for Python 3.7
+lint: .venv/installed-dev  ## ruff, mypy --strict over the script, and vermin for Python 3.7
 	.venv/bin/python -m ruff check --isolated --select E4,E7,E9,F,W --ignore E402 python
+	.venv/bin/python -m mypy --strict --ignore-missing-imports --cache-dir .venv/mypy $(SCRIPT)
 	.venv/bin/vermin -q -t=3.7- --no-tips --violations python
 
 clean:  ## delete .venv, caches and a kept demo; .env and logs stay
