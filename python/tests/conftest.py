@@ -88,6 +88,13 @@ def load_script():
     return module
 
 
+def wait_until(is_so):
+    until = time.monotonic() + RUN_MAY_TAKE
+    while not is_so():
+        assert time.monotonic() < until, "it did not come about"
+        time.sleep(0.02)
+
+
 class Side:
     """The superuser's view of one database."""
 
@@ -132,11 +139,8 @@ class Side:
             holder.connection.close()
 
     def wait_until_a_run_waits_for_a_lock(self):
-        until = time.monotonic() + RUN_MAY_TAKE
-        while not self.sql("SELECT 1 FROM pg_locks JOIN pg_stat_activity USING (pid)"
-                           " WHERE NOT granted AND usename IN ('app_readonly', 'warehouse_writer')"):
-            assert time.monotonic() < until, "no run came to wait for a lock"
-            time.sleep(0.02)
+        wait_until(lambda: self.sql("SELECT 1 FROM pg_locks JOIN pg_stat_activity USING (pid)"
+                                    " WHERE NOT granted AND usename IN ('app_readonly', 'warehouse_writer')"))
 
     def snapshot(self, leaving_out=()):
         """Everything a run could change: relations and grants, and each table's rows with their versions."""

@@ -27,7 +27,7 @@ import sys
 import time
 import uuid
 from pathlib import Path
-from typing import Any, Callable, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import psycopg2
 

@@ -9,11 +9,10 @@ import uuid
 
 import psycopg2
 import pytest
-from conftest import ANN, BOB, CAT, DAN, Side, World, empty_world, finish
+from conftest import ANN, BOB, CAT, DAN, Side, World, empty_world, finish, wait_until
 from incremental_rounds import Rounds, dump_and_restore
 from lab import servers
 from standby import standby_of
-from test_routes import wait_until
 
 USER = 'public."User"'
 HALF = 2 ** 31

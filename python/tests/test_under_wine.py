@@ -23,7 +23,7 @@ from conftest import ANN, NO_SETTINGS, Run, World, arguments
 from lab import wine as windows
 from lab.servers import PROJECT, SCRIPT
 from lab.wine import windows_path
-from test_exit_codes import (  # noqa: F401
+from test_ends import (  # noqa: F401
     check_failure, test_a_connection_that_the_server_ends, test_a_database_that_cannot_be_reached,
     test_a_package_that_is_not_installed, test_a_wrong_command_line_is_1_and_not_argparses_2,
     test_all_problems_are_reported_together, test_attempts_to_connect_are_announced, test_done,
@@ -39,7 +39,7 @@ from test_log_file import (  # noqa: F401
     test_what_is_wrong_with_the_settings_reaches_the_file_that_env_names)
 from test_names import test_all_together, test_names_of_megabytes, test_two_thousand_generated  # noqa: F401
 from test_settings import PASSWORDS, as_file, nothing_set, reader, test_the_environment_wins  # noqa: F401
-from test_sync import (  # noqa: F401
+from test_rows import (  # noqa: F401
     test_a_second_run_is_skipped_while_the_first_holds_the_lock, test_history_of_a_run_that_failed,
     test_history_of_a_run_that_went_well, test_other_dimension, test_rows)
 

@@ -411,8 +411,14 @@ def test_setup_run_again_keeps_every_row(world, lab):
     assert world.sync().code == 0, "without -v the passwords stay"
 
 
-def test_setup_leaves_a_dimension_made_by_hand_as_it_is(world, lab):
+@pytest.fixture
+def by_hand(lab):
     lab.warehouse.psql("-qc", "CREATE DATABASE by_hand")
+    yield
+    lab.warehouse.psql("-qc", "DROP DATABASE by_hand")  # else no other test could drop its role
+
+
+def test_setup_leaves_a_dimension_made_by_hand_as_it_is(world, lab, by_hand):
     lab.warehouse.psql("-q", database="by_hand", stdin="""
         CREATE SCHEMA analytics;
         CREATE TABLE analytics.athlete_dim (athlete_uuid UUID PRIMARY KEY, full_name TEXT NOT NULL,

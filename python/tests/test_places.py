@@ -7,10 +7,9 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 
 import pytest
-from conftest import ANN, BOB, CAT, DAN, RUN_MAY_TAKE, Side, World, empty_world, finish
+from conftest import ANN, BOB, CAT, DAN, RUN_MAY_TAKE, Side, World, empty_world, finish, wait_until
 from lab.servers import PROJECT, READER_PASSWORD, WRITER_PASSWORD, free_port, leave_root
 from proxy import Proxy
 from standby import standby_of
@@ -76,7 +75,8 @@ def pooler(lab):
         process = subprocess.Popen([program, str(folder / "pooler.ini")], stdin=subprocess.DEVNULL,
                                    stdout=log, stderr=log, preexec_fn=leave_root())
     try:
-        wait_until(lambda: answers(port), process, folder / "pooler.log")
+        wait_until(lambda: answers(port) or process.poll() is not None)
+        assert process.poll() is None, (folder / "pooler.log").read_text()
         yield port
     finally:
         process.kill()
@@ -91,14 +91,6 @@ def through_pooler(world, pooler):
 def answers(port):
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def wait_until(is_so, process=None, log=None):
-    until = time.monotonic() + RUN_MAY_TAKE
-    while not is_so():
-        assert process is None or process.poll() is None, log.read_text()
-        assert time.monotonic() < until, "it did not come about"
-        time.sleep(0.02)
 
 
 def test_a_frozen_run_behind_the_pooler_is_ended_too(world, pooler):
