@@ -289,7 +289,7 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 
 def sync_and_report(settings: Settings, options: argparse.Namespace, report: Report,
-                  watchdog: Watchdog) -> None:
+                    watchdog: Watchdog) -> None:
     """However the run ends, it is reported: a log line, the result, the history, a ping."""
     if not options.dry_run:
         report.notifier = Notifier(settings, report, watchdog)
@@ -394,9 +394,13 @@ class Holder(NamedTuple):
 
 
 def lock_holder(warehouse: Database) -> Optional[Holder]:
-    seconds = warehouse.settings["SYNC_DEADLINE"] + SECONDS_TO_END_BY_ITSELF
-    row = warehouse.run(WHO_HOLDS_THE_LOCK, seconds=seconds).fetchone()
+    row = warehouse.run(WHO_HOLDS_THE_LOCK, seconds=longest_life(warehouse)).fetchone()
     return Holder(*row) if row else None
+
+
+def longest_life(warehouse: Database) -> int:
+    """Seconds after which no run can still be at work."""
+    return int(warehouse.settings["SYNC_DEADLINE"]) + SECONDS_TO_END_BY_ITSELF
 
 
 # pg_stat_activity does not show the age of another role's sessions, but the history does: a run has been
@@ -417,9 +421,9 @@ SELECT 1
 
 
 def has_outlived_a_skip(warehouse: Database, holder: Holder) -> bool:
-    seconds = warehouse.settings["SYNC_DEADLINE"] + SECONDS_TO_END_BY_ITSELF
     return not holder.is_a_run_of_ours and warehouse.try_row(
-        SKIPPED_LONG_AGO, target=target_of(warehouse.settings), holder=str(holder), seconds=seconds) is not None
+        SKIPPED_LONG_AGO, target=target_of(warehouse.settings), holder=str(holder),
+        seconds=longest_life(warehouse)) is not None
 
 
 END_HOLDER = "SELECT pg_terminate_backend(%(pid)s)"
