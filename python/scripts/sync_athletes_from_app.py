@@ -22,7 +22,6 @@ exit codes:
 """
 
 # This file, from the top:
-#   The log file               above the imports that may fail
 #   How a run can fail         exit codes, and the exception that carries them
 #   The story                  main, and sync: a run in twenty lines
 #   The steps                  in the order of the run, each right below its SQL
@@ -31,7 +30,8 @@ exit codes:
 #   Settings                   one row a variable
 #   Connections                one transaction a side, and the deadline
 #   What errors mean           and what to type next
-#   Command line and logging
+#   Command line
+#   The log
 
 from __future__ import annotations
 
@@ -86,139 +86,7 @@ if __name__ == "__main__":
     for _signal in SIGNALS_TO_STOP:  # until the watchdog is there: the imports below take their time
         signal.signal(_signal, leave_at_once)
 
-# ---------------------------------------------------------------------------------------------
-# The log file. Above the packages, because their absence is told there too.
-# ---------------------------------------------------------------------------------------------
-
-PROJECT = Path(__file__).resolve().parents[2]
-
-# As dotenv reads it, which may be the package that is missing. But a backslash stays one: this is a path.
-IN_ENV_FILE = re.compile(r"""^[ \t]*(?:export[ \t]+)?SYNC_LOG_FILE[ \t]*=
-                             (?:[ \t]*'([^'\r\n]*)'|[ \t]*"([^"\r\n]*)"|([^\r\n]*?))
-                             (?:[ \t]+\#[^\r\n]*)?[ \t]*\r?$""", re.MULTILINE | re.VERBOSE)
-
-
-def find_log_file(argv: List[str]) -> Optional[Path]:
-    """--log-file, else SYNC_LOG_FILE from the environment, else from .env; before all else is read.
-
-    A relative path counts from the project, because schedulers start programs anywhere.
-    """
-    path = option_in(argv, "--log-file") or os.environ.get("SYNC_LOG_FILE") or log_file_in_env_file(argv)
-    return PROJECT / path if path else None
-
-
-def option_in(argv: List[str], option: str) -> Optional[str]:
-    value = None
-    for word, following in zip(argv, argv[1:] + [None]):
-        name, equals, text = word.partition("=")
-        if name == option:
-            value = text if equals else following
-    return value  # argparse takes the last, too
-
-
-def log_file_in_env_file(argv: List[str]) -> Optional[str]:
-    try:
-        text = Path(option_in(argv, "--env-file") or PROJECT / ".env").read_bytes()
-    except OSError:
-        return None  # read_env_file has words for that
-    found = IN_ENV_FILE.findall(text.decode("utf-8-sig", "replace"))
-    return "".join(found[-1]).strip() if found else None
-
-
-class LogFile(logging.Handler):
-    """Appends lines to a file of at most 5 MB, with one older file beside it.
-
-    A lock makes each line one step, however many runs there are: Windows has no atomic append. The older
-    file is a copy, because Windows renames no file that another program has open.
-    """
-
-    MOST_BYTES = 5 * 1000 * 1000
-    SECONDS_TO_WAIT = 1.0
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.path, self.pending, self.is_out_of_reach = path, b"", False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.write(self.format(record))
-
-    def write(self, line: str) -> None:
-        """Append a line; one that cannot be written now is written with the next. It never fails."""
-        self.pending += (line.replace("\n", os.linesep) + os.linesep).encode("utf-8", "backslashreplace")
-        until = time.monotonic() + self.SECONDS_TO_WAIT
-        while self.pending:
-            try:
-                self.append_pending()
-            except OSError as error:
-                if self.is_out_of_reach:
-                    return
-                if time.monotonic() > until:
-                    self.is_out_of_reach = True
-                    log.warning("log file: cannot write %s: %s", error.filename or self.path,
-                                error.strerror or error)
-                    return
-                time.sleep(0.02)
-
-    def append_pending(self) -> None:
-        with open(str(self.path), "a+b") as file:
-            lock_file(file.fileno())
-            size = file.seek(0, os.SEEK_END)
-            if size and size + len(self.pending) > self.MOST_BYTES:
-                file.seek(0)
-                with open(str(self.path) + ".1", "wb") as older:
-                    older.write(file.read())
-                file.truncate(0)
-            file.write(self.pending)
-            file.flush()
-        self.pending = b""
-
-
-def lock_file(descriptor: int) -> None:
-    """Lock it until it is closed. Raises OSError if another run has the lock."""
-    if sys.platform == "win32":
-        import msvcrt
-        os.lseek(descriptor, 2 ** 31 - 2, os.SEEK_SET)  # beyond the end: Windows bars readers of what it locks
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        return
-    import fcntl
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise
-        # A file system without locks. There an append is atomic, or nearly so.
-
-
-def start_logging(argv: List[str]) -> Tuple[logging.Handler, Optional[LogFile]]:
-    """Log to stderr and, if one is named, to the log file; return both."""
-    logging.Formatter.converter = time.gmtime
-    logging.raiseExceptions = False  # a log that cannot be written is no reason to fail
-    path = find_log_file(argv)
-    stderr, file = logging.StreamHandler(sys.stderr), LogFile(path) if path else None
-    # The file first, so that what it complains of does not come after a failure's last line.
-    logging.basicConfig(level=logging.INFO, handlers=([file] if file else []) + [stderr],
-                        datefmt="%Y-%m-%dT%H:%M:%SZ", format="%(asctime)s %(levelname)s %(message)s")
-    return stderr, file
-
-
-def how_to_get_packages() -> str:
-    """Make install has put them into .venv; another Python does not see them there."""
-    for python in (PROJECT / ".venv" / "bin" / "python", PROJECT / ".venv" / "Scripts" / "python.exe"):
-        if python.exists() and Path(sys.prefix).resolve() != (PROJECT / ".venv").resolve():
-            quote = shlex.quote if os.name == "posix" else '"{}"'.format
-            return " ".join(map(quote, [str(python)] + sys.argv))
-    return "make install, or: pip install -r python/requirements.txt"
-
-
-def leave_with(code: int) -> None:
-    """Python itself would exit 120 if stderr cannot be flushed, to a full disk for one."""
-    try:
-        sys.stderr.flush()
-    except OSError:
-        pass
-    os._exit(code)
-
-
+missing_package: Optional[Exception] = None
 gc.disable()
 try:
     import numpy as np
@@ -229,16 +97,15 @@ try:
     from numpy.lib.stride_tricks import sliding_window_view  # not in numpy before 1.20
     from psycopg2 import sql
     from tqdm import tqdm
-except Exception as missing:  # a pandas built for another numpy raises ValueError, for one
-    start_logging(sys.argv[1:])
-    log.error("packages: %s. Next: %s (exit code 1)", missing, how_to_get_packages())
-    leave_with(1)
+except Exception as problem:  # a pandas built for another numpy raises ValueError, for one
+    missing_package = problem  # read_command_line reports it
 
 # Modules are never freed. So the garbage collector need not look at them, which saves a tenth of a second.
 gc.freeze()
 gc.enable()
 
 VERSION = "1.0.0"
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -860,14 +727,10 @@ class CheckedRows:
         self.report.source, self.report.rejected = self.rows, self.rejected
 
 
-# A uuid as Postgres prints it: 36 characters, each a lower-case hexadecimal digit or a hyphen, and then
-# the tab. This is checked for a whole chunk at once; only rows that do not fit are looked at one by one.
-CHARACTER_KIND = np.zeros(256, dtype=np.uint8)
-CHARACTER_KIND[list(b"0123456789abcdef")] = 1
-CHARACTER_KIND[ord("-")] = 2
-CHARACTER_KIND[ord("\t")] = 3
-CANONICAL_UUID = np.array([2 if place in (8, 13, 18, 23) else 1 for place in range(36)] + [3],
-                          dtype=np.uint8)
+# A uuid as Postgres prints it, and the tab after it, once every hexadecimal digit is a zero. This is checked
+# for a whole chunk at once; only rows that do not fit are looked at one by one.
+DIGITS_TO_ZERO = bytes.maketrans(b"123456789abcdef", b"0" * 15)
+CANONICAL_UUID = b"00000000-0000-0000-0000-000000000000\t"
 
 # Every spelling that Postgres's uuid_in reads: braces, any case, a hyphen after any four digits or none.
 ANY_UUID = re.compile(rb"(\{)?(?:[0-9a-fA-F]{4}-?){7}[0-9a-fA-F]{4}(?(1)\})\t")
@@ -880,12 +743,11 @@ def check_rows(lines: bytes, any_bytes: bool) -> pd.DataFrame:
     whether its uuid is spelled as Postgres prints it, `is_uuid` whether the warehouse can read it,
     `is_good` whether the row can be loaded, `reason` why not.
     """
-    text = np.frombuffer(lines + b"\n" * len(CANONICAL_UUID), dtype=np.uint8)
-    end = np.flatnonzero(text[:len(lines)] == ord("\n"))
+    text = np.frombuffer(lines, dtype=np.uint8)
+    end = np.flatnonzero(text == ord("\n"))
     start = np.concatenate(([0], end[:-1] + 1))
-    head = sliding_window_view(text, len(CANONICAL_UUID))[start]
     rows = pd.DataFrame({"start": start, "end": end})
-    rows["is_canonical"] = rows["is_uuid"] = (CHARACTER_KIND[head] == CANONICAL_UUID).all(axis=1)
+    rows["is_canonical"] = rows["is_uuid"] = are_canonical(lines, start)
     odd = rows[~rows["is_canonical"]]
     rows.loc[odd.index, "is_uuid"] = [ANY_UUID.match(lines, *line) is not None
                                       for line in zip(odd["start"], odd["end"])]
@@ -899,6 +761,14 @@ def check_rows(lines: bytes, any_bytes: bool) -> pd.DataFrame:
     if any_bytes and not is_utf8(lines):
         reject_broken_text(rows, lines)
     return rows
+
+
+def are_canonical(lines: bytes, start: Any) -> Any:
+    """An array of bool: whether a canonical uuid begins at each place of the array `start`."""
+    long_enough = lines + b"\n" * len(CANONICAL_UUID)
+    text = np.frombuffer(long_enough.translate(DIGITS_TO_ZERO), dtype=np.uint8)
+    heads = sliding_window_view(text, len(CANONICAL_UUID))[start]
+    return (heads == np.frombuffer(CANONICAL_UUID, dtype=np.uint8)).all(axis=1)
 
 
 def reject_broken_text(rows: pd.DataFrame, lines: bytes) -> None:
@@ -1064,12 +934,11 @@ COUNT_COMPARED = COUNTS + "(SELECT count(*) FROM {dimension}) FROM (" + COMPARED
 SMALL_HASH_TABLE = "SET LOCAL work_mem = '1MB'"
 USUAL_HASH_TABLE = "SET LOCAL work_mem TO DEFAULT"
 
-STAGING = sql.SQL("pg_temp.tmp_athlete_dim")
-CHANGES = sql.SQL("pg_temp.tmp_athlete_change")
+STAGING, CHANGES = "pg_temp.tmp_athlete_dim", "pg_temp.tmp_athlete_change"
 
 
 class RowsToWrite(NamedTuple):
-    table: sql.Composable
+    table: str
     number: int
 
 
@@ -1176,7 +1045,7 @@ SELECT %(run_id)s, uuid, old_name, new_name, now()
 def record_renames(warehouse: Database, rows: RowsToWrite, report: Report) -> None:
     with optional_write(warehouse, "analytics.athlete_rename", "former names are not kept"):
         run_id = warehouse.fetch_row(DRAW_RUN_ID)[0]
-        warehouse.run(RECORD_RENAMES, run_id=run_id, rows=rows.table)
+        warehouse.run(RECORD_RENAMES, run_id=run_id, rows=sql.SQL(rows.table))
         report.run_id = run_id
 
 
@@ -1212,7 +1081,7 @@ SELECT athlete_uuid, full_name, now()
 
 
 def upsert_athletes(warehouse: Database, rows: RowsToWrite, report: Report) -> None:
-    written = warehouse.run(UPSERT, rows=rows.table).rowcount
+    written = warehouse.run(UPSERT, rows=sql.SQL(rows.table)).rowcount
     if written != rows.number:
         raise proof_failed("%d of %d rows were written" % (written, rows.number))
     log.info("warehouse: %d rows %s", written, "would be written" if report.dry_run else "written")
@@ -1511,9 +1380,8 @@ def ping_early_end(argv: List[str], report: Report) -> None:
     if {"--dry-run", "--check", "--status"} & set(argv):
         return
     try:
-        in_file = dotenv_values(str(env_path(option_in(argv, "--env-file"))), interpolate=False)
-        url = read_ping_url(os.environ.get("SYNC_PING_URL") or in_file.get("SYNC_PING_URL") or "")
-    except Exception:  # what is wrong has been said
+        url = read_ping_url(early_setting(argv, "SYNC_PING_URL"))
+    except ValueError:  # what is wrong has been said
         return
     in_background(lambda: ping(url, str(report.exit_code), report.text_line())).join(SECONDS_TO_REPORT)
 
@@ -1845,7 +1713,7 @@ def rehearse_history(warehouse: Database) -> List[Check]:
     checks = []
     for subject, statement, values in (
             ("run history", RECORD_RUN, row),
-            ("renames", RECORD_RENAMES, {"run_id": -1, "rows": STAGING})):
+            ("renames", RECORD_RENAMES, {"run_id": -1, "rows": sql.SQL(STAGING)})):
         warehouse.run("SAVEPOINT before_history; SET LOCAL lock_timeout = '5s'")
         try:
             warehouse.run(statement, **values)
@@ -2032,8 +1900,8 @@ LIST_MISSING = LIST_CHANGES % """
 def note_changes(warehouse: Database, rows: RowsToWrite, report: Report) -> None:
     """List what the comparison counted. The missing are None where they are not known."""
     changes: Dict[str, Any] = {
-        "inserted": warehouse.fetch_row(LIST_INSERTED, rows=rows.table)[0] if report.inserted else [],
-        "updated": warehouse.fetch_row(LIST_UPDATED, rows=rows.table)[0] if report.updated else [],
+        "inserted": warehouse.fetch_row(LIST_INSERTED, rows=sql.SQL(rows.table))[0] if report.inserted else [],
+        "updated": warehouse.fetch_row(LIST_UPDATED, rows=sql.SQL(rows.table))[0] if report.updated else [],
         "missing": None if report.missing is None else []}
     if report.missing:
         changes["missing"], = warehouse.try_row(LIST_MISSING) or (None,)
@@ -2983,7 +2851,7 @@ def as_sync_error(error: Exception) -> SyncError:
 
 
 # ---------------------------------------------------------------------------------------------
-# Command line and logging
+# Command line
 # ---------------------------------------------------------------------------------------------
 
 
@@ -3022,12 +2890,23 @@ def read_command_line(argv: Optional[List[str]], report: Report) -> argparse.Nam
     stderr, report.log_file = start_logging(argv)  # what the parser refuses is logged too
     report.as_json = "--json" in argv
     options = parser.parse_args(argv)
+    if missing_package:
+        raise SyncError(CONFIGURATION, "packages", str(missing_package), how_to_get_packages())
     if options.env_file == "":
         parser.error("--env-file names no file")
     logging.getLogger().setLevel(logging.DEBUG if options.verbose else logging.INFO)
     stderr.setLevel(logging.WARNING if options.quiet else logging.NOTSET)
     report.dry_run, report.quiet, report.shows_changes = options.dry_run, options.quiet, options.diff
     return options
+
+
+def how_to_get_packages() -> str:
+    """Make install has put them into .venv; another Python does not see them there."""
+    for python in (PROJECT / ".venv" / "bin" / "python", PROJECT / ".venv" / "Scripts" / "python.exe"):
+        if python.exists() and Path(sys.prefix).resolve() != (PROJECT / ".venv").resolve():
+            quote = shlex.quote if os.name == "posix" else '"{}"'.format
+            return " ".join(map(quote, [str(python)] + sys.argv))
+    return "make install, or: pip install -r python/requirements.txt"
 
 
 def read_ceiling(text: str) -> int:
@@ -3048,6 +2927,119 @@ def write_or_forget(stream: Any, text: str) -> None:
 def progress_bar(report: Report) -> Any:
     return tqdm(desc="app", unit=" athletes", unit_scale=True, leave=False,
                 disable=report.quiet or not (sys.stderr and sys.stderr.isatty()))
+
+
+# ---------------------------------------------------------------------------------------------
+# The log: stderr, and a file if one is named
+# ---------------------------------------------------------------------------------------------
+
+def start_logging(argv: List[str]) -> Tuple[logging.Handler, Optional[LogFile]]:
+    """Log to stderr and, if one is named, to the log file; return both."""
+    logging.Formatter.converter = time.gmtime
+    logging.raiseExceptions = False  # a log that cannot be written is no reason to fail
+    path = find_log_file(argv)
+    stderr, file = logging.StreamHandler(sys.stderr), LogFile(path) if path else None
+    # The file first, so that what it complains of does not come after a failure's last line.
+    logging.basicConfig(level=logging.INFO, handlers=([file] if file else []) + [stderr],
+                        datefmt="%Y-%m-%dT%H:%M:%SZ", format="%(asctime)s %(levelname)s %(message)s")
+    return stderr, file
+
+
+def find_log_file(argv: List[str]) -> Optional[Path]:
+    """--log-file, else SYNC_LOG_FILE. A relative path counts from the project: schedulers start programs anywhere."""
+    path = option_in(argv, "--log-file") or early_setting(argv, "SYNC_LOG_FILE")
+    return PROJECT / path if path else None
+
+
+# As dotenv reads it. But a backslash stays one, because it may be part of a path.
+IN_ENV_FILE = r"""(?mx) ^[ \t]*(?:export[ \t]+)?%s[ \t]*=
+                  (?:[ \t]*'([^'\r\n]*)'|[ \t]*"([^"\r\n]*)"|([^\r\n]*?))
+                  (?:[ \t]+\#[^\r\n]*)?[ \t]*\r?$"""
+
+
+def early_setting(argv: List[str], name: str) -> str:
+    """A setting for a run that cannot read its settings: a package is missing, or the settings are wrong."""
+    if os.environ.get(name):
+        return os.environ[name]
+    try:
+        text = env_path(option_in(argv, "--env-file")).read_bytes()
+    except OSError:
+        return ""  # read_env_file reports it
+    found = re.findall(IN_ENV_FILE % name, text.decode("utf-8-sig", "replace"))
+    return "".join(found[-1]).strip() if found else ""
+
+
+def option_in(argv: List[str], option: str) -> Optional[str]:
+    value = None
+    for word, following in zip(argv, argv[1:] + [None]):
+        name, equals, text = word.partition("=")
+        if name == option:
+            value = text if equals else following
+    return value  # argparse takes the last, too
+
+
+class LogFile(logging.Handler):
+    """Appends lines to a file of at most 5 MB, with one older file beside it.
+
+    A lock makes each line one step, however many runs there are: Windows has no atomic append. The older
+    file is a copy, because Windows renames no file that another program has open.
+    """
+
+    MOST_BYTES = 5 * 1000 * 1000
+    SECONDS_TO_WAIT = 1.0
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path, self.pending, self.is_out_of_reach = path, b"", False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.write(self.format(record))
+
+    def write(self, line: str) -> None:
+        """Append a line; one that cannot be written now is written with the next. It never fails."""
+        self.pending += (line.replace("\n", os.linesep) + os.linesep).encode("utf-8", "backslashreplace")
+        until = time.monotonic() + self.SECONDS_TO_WAIT
+        while self.pending:
+            try:
+                self.append_pending()
+            except OSError as error:
+                if self.is_out_of_reach:
+                    return
+                if time.monotonic() > until:
+                    self.is_out_of_reach = True
+                    log.warning("log file: cannot write %s: %s", error.filename or self.path,
+                                error.strerror or error)
+                    return
+                time.sleep(0.02)
+
+    def append_pending(self) -> None:
+        with open(str(self.path), "a+b") as file:
+            lock_file(file.fileno())
+            size = file.seek(0, os.SEEK_END)
+            if size and size + len(self.pending) > self.MOST_BYTES:
+                file.seek(0)
+                with open(str(self.path) + ".1", "wb") as older:
+                    older.write(file.read())
+                file.truncate(0)
+            file.write(self.pending)
+            file.flush()
+        self.pending = b""
+
+
+def lock_file(descriptor: int) -> None:
+    """Lock it until it is closed. Raises OSError if another run has the lock."""
+    if sys.platform == "win32":
+        import msvcrt
+        os.lseek(descriptor, 2 ** 31 - 2, os.SEEK_SET)  # beyond the end: Windows bars readers of what it locks
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        return
+    import fcntl
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise
+        # A file system without locks. There an append is atomic, or nearly so.
 
 
 if __name__ == "__main__":

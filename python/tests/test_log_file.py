@@ -74,7 +74,7 @@ def test_it_is_utf8_whatever_the_terminal(world, log):
 def test_a_package_that_is_missing_reaches_it(world, tmp_path, log, module):
     (tmp_path / (module + ".py")).write_text("raise ImportError(\"No module named '%s'\")" % module)
     run = world.run("--log-file", str(log), PYTHONPATH=str(tmp_path))
-    assert run.code == 1 and module in lines_of(log)[-1], run
+    assert run.code == 1 and module in lines_of(log)[-2], run
     assert lines_of(log) == said(run)
 
 

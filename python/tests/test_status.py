@@ -379,7 +379,7 @@ def test_a_run_that_ends_before_it_begins_is_told_too(world, tmp_path, name, whe
     flags, settings, told = EARLY_ENDS[name]
     with ping_server() as server:
         line, environment = "SYNC_PING_URL=%s\n" % server.url, dict(settings)
-        (tmp_path / "env").write_text(line if where == "file" else "")
+        (tmp_path / "env").write_text(line if where == "file" else "", encoding="utf-8-sig")
         if where == "environment":
             environment["SYNC_PING_URL"] = server.url
         run = run_in_process(world.script, ["--env-file", str(tmp_path / "env")] + flags,
