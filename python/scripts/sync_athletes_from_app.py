@@ -261,17 +261,17 @@ class Holder(NamedTuple):
 
 
 def lock_holder(warehouse: Database) -> Optional[Holder]:
-    row = warehouse.run(WHO_HOLDS_THE_LOCK, seconds=longest_life(warehouse)).fetchone()
+    row = warehouse.run(WHO_HOLDS_THE_LOCK, seconds=longest_run(warehouse)).fetchone()
     return Holder(*row) if row else None
 
 
-def longest_life(warehouse: Database) -> int:
+def longest_run(warehouse: Database) -> int:
     """Seconds after which no run can still be at work."""
     return int(warehouse.settings["SYNC_DEADLINE"]) + SECONDS_TO_END_BY_ITSELF
 
 
 # pg_stat_activity does not show the age of another role's sessions, but the history does: a run has been
-# skipped because of the same one, longer ago than any run may live, and none has got the lock since.
+# skipped because of the same one, longer ago than any run may take, and none has got the lock since.
 SKIPPED_LONG_AGO = """
 SELECT 1
   FROM analytics.athlete_sync_run
@@ -290,7 +290,7 @@ SELECT 1
 def has_outlived_a_skip(warehouse: Database, holder: Holder) -> bool:
     return not holder.is_a_run_of_ours and warehouse.try_row(
         SKIPPED_LONG_AGO, target=target_of(warehouse.settings), holder=str(holder),
-        seconds=longest_life(warehouse)) is not None
+        seconds=longest_run(warehouse)) is not None
 
 
 END_HOLDER = "SELECT pg_terminate_backend(%(pid)s)"
@@ -307,7 +307,7 @@ def end_holder(warehouse: Database, holder: Holder) -> None:
                 return
             warehouse.watchdog.sleep(0.1)
     raise SyncError(
-        SQL_OR_DATA, "warehouse", "the run's lock is held for longer than any run may live: %s" % str(holder),
+        SQL_OR_DATA, "warehouse", "the run's lock is held for longer than any run may take: %s" % str(holder),
         "as a superuser: SELECT pg_terminate_backend(%d);" % holder.pid)
 
 
@@ -2121,7 +2121,7 @@ def side_settings(prefix: str, side: str) -> List[Setting]:
         Setting(prefix + "_USER", None, read_role, "the role to log in as"),
         Setting(prefix + "_PASSWORD", None, str, "its password"),
         Setting(prefix + "_DATABASE_URL", None, read_url, "a libpq URL instead of the five above"),
-        Setting(prefix + "_SSLMODE", None, read_sslmode, "TLS, as libpq's sslmode: require, ..."),
+        Setting(prefix + "_SSLMODE", None, read_sslmode, "TLS, as libpq's sslmode: require, verify-full, ..."),
         Setting(prefix + "_SSLROOTCERT", None, str, "file with the certificate authority to trust"),
     ]
 
@@ -2130,18 +2130,19 @@ SETTINGS = side_settings("APP", "app") + side_settings("WH", "warehouse") + [
     Setting("APP_TABLE", 'public."User"', read_name, "the app's table of athletes"),
     Setting("APP_UUID_COLUMN", "uuid", read_column, "its column with the athlete's uuid"),
     Setting("APP_NAME_COLUMN", "name", read_column, "its column with the athlete's name"),
-    Setting("WH_TABLE", "analytics.athlete_dim", read_dimension, "the warehouse's dimension"),
-    Setting("SYNC_CONNECT_TIMEOUT", "10", read_count, "seconds one attempt to connect may take"),
-    Setting("SYNC_CONNECT_ATTEMPTS", "3", read_count, "attempts to connect; waits between them grow"),
-    Setting("SYNC_DEADLINE", "3600", read_count, "seconds a run may live, whatever the network does"),
+    Setting("WH_TABLE", "analytics.athlete_dim", read_dimension, "the warehouse's dimension, with its schema"),
+    Setting("SYNC_CONNECT_TIMEOUT", "10", read_count, "seconds that one attempt to connect may take"),
+    Setting("SYNC_CONNECT_ATTEMPTS", "3", read_count, "attempts to connect; the waits between them grow"),
+    Setting("SYNC_DEADLINE", "3600", read_count, "seconds; a run that takes longer is stopped and exits 2"),
     Setting("SYNC_MAX_UPDATED_PERCENT", "50", read_percent,
-            "a run that would rename more of the dimension's athletes is refused"),
+            "if more percent of the athletes would get a new name, the run stops and changes nothing; counts from "
+            "20 athletes on"),
     Setting("SYNC_REFRESH", "always", read_refresh,
-            "when an unchanged athlete is stamped again: always, after a time (30m, 12h, 2d), or never"),
+            "when an unchanged athlete gets a new source_synced_at: always, after a time (30m, 12h, 2d), or never"),
     Setting("SYNC_MAX_AGE", "2d", read_period,
-            "--status and the health view call an older last success stale"),
+            "if the last success is older, --status and the health view say stale"),
     Setting("SYNC_PING_URL", None, read_ping_url,
-            "told of start and result, as healthchecks.io expects: URL/start, URL/<exit code>"),
+            "a URL to tell of start and result, as healthchecks.io expects"),
     Setting("SYNC_LOG_FILE", None, str,
             "the log and the result line go there too; at most 5 MB, and one older file beside it"),
 ]
