@@ -30,6 +30,8 @@ from lab import servers
 from lab.servers import READER_PASSWORD, SCRIPT, SUPERUSER_PASSWORD, WRITER_PASSWORD
 
 HISTORY, RENAMES = "analytics.athlete_sync_run", "analytics.athlete_rename"
+TABLE = {"app": 'public."User"', "warehouse": "analytics.athlete_dim"}
+HOLD_THE_LOCK = "SELECT pg_advisory_xact_lock(1096043596, 'analytics.athlete_dim'::regclass::oid::integer)"
 LONG_AGO = "2020-01-01 00:00:00+00"
 RESULT_KEYS = ("result exit_code mode dry_run source inserted updated unchanged missing rejected repeated "
                "seconds rejects message").split()
@@ -95,6 +97,25 @@ def wait_until(is_so):
         time.sleep(0.02)
 
 
+def trigger(when, body, table=TABLE["warehouse"], deferred=False):
+    """SQL that makes a trigger in the warehouse, and SQL that takes it away: for Side.changed()."""
+    return """
+        CREATE FUNCTION analytics.meddle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN %s END $$;
+        CREATE %s TRIGGER "Meddle" %s ON %s %s FOR EACH ROW EXECUTE PROCEDURE analytics.meddle()""" % (
+        body, "CONSTRAINT" if deferred else "", when, table, "DEFERRABLE INITIALLY DEFERRED" if deferred else ""), \
+        "DROP FUNCTION analytics.meddle() CASCADE"
+
+
+@contextlib.contextmanager
+def database(server, name, encoding="UTF8"):
+    server.psql("-qc", "CREATE DATABASE %s ENCODING '%s' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
+                % (name, encoding), database="postgres")
+    try:
+        yield name
+    finally:
+        server.psql("-qc", "DROP DATABASE " + name, database="postgres")
+
+
 class Side:
     """The superuser's view of one database."""
 
@@ -137,6 +158,18 @@ class Side:
             yield holder
         finally:
             holder.connection.close()
+
+    def locked(self, table=None, mode="ACCESS EXCLUSIVE"):
+        """The side's table, or another one, is locked meanwhile: a run that comes to it waits there."""
+        return self.holding("LOCK TABLE %s IN %s MODE" % (table or TABLE[self.server.name], mode))
+
+    def check_that_it_refuses(self, role, *statements):
+        with self.holding("SET SESSION AUTHORIZATION " + role) as session:
+            for statement in statements:
+                session.sql("SAVEPOINT before")
+                with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+                    session.sql(statement)
+                session.sql("ROLLBACK TO before")
 
     def wait_until_a_run_waits_for_a_lock(self):
         wait_until(lambda: self.sql("SELECT 1 FROM pg_locks JOIN pg_stat_activity USING (pid)"
@@ -257,6 +290,10 @@ class World:
         with self.warehouse.connection.cursor(cursor_factory=psycopg2.extras.RealDictCursor) as cursor:
             cursor.execute("SELECT * FROM analytics.athlete_sync_run ORDER BY run_id")
             return [dict(row) for row in cursor.fetchall()]
+
+    def ends(self):
+        """How each run of the history ended, oldest first, such as "failed 2"."""
+        return ["%(result)s %(exit_code)d" % row for row in self.history()]
 
     # True of every run
 

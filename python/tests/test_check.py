@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 import pytest
 
-from conftest import ANN, BOB, CAT, Side, arguments, finish, run_in_process
+from conftest import ANN, BOB, CAT, HISTORY, Side, arguments, database, finish, run_in_process, trigger
 from lab.servers import PRISMA_USER, PROJECT, READER_PASSWORD, SCRIPT, WRITER_PASSWORD, free_port, program_of
 from standby import standby_of
 
@@ -211,10 +211,9 @@ def revoked(side, privilege, line, everybody=False, **more):
 
 DIM = "analytics.athlete_dim"
 SEQUENCE = "analytics.athlete_sync_run_run_id_seq"
-TRIGGER = """
-    CREATE FUNCTION analytics.meddle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN %s RETURN NEW; END $$;
-    CREATE TRIGGER "Meddle" BEFORE INSERT OR UPDATE ON analytics.athlete_dim
-       FOR EACH ROW EXECUTE PROCEDURE analytics.meddle()"""
+def meddling(body, when="BEFORE INSERT OR UPDATE", **more):
+    return trigger(when, body + " RETURN NEW;", **more)[0]
+
 
 REMADE = """
 DROP TABLE analytics.athlete_dim;
@@ -450,12 +449,12 @@ DEFECTS = {
         line="FAIL app run: every row was rejected: 1 uuid is not a uuid", prints="APP_UUID_COLUMN",
         mend='ALTER TABLE public."User" ALTER uuid TYPE text'),
     "warehouse: a harmless trigger": dict(
-        plant=TRIGGER % "", line='warn warehouse triggers: "Meddle"', prints="DISABLE TRIGGER"),
+        plant=meddling(""), line='warn warehouse triggers: "Meddle"', prints="DISABLE TRIGGER"),
     "warehouse: a trigger that meddles": dict(
-        plant=TRIGGER % "NEW.full_name := upper(NEW.full_name);", line='FAIL warehouse run: the proof failed',
+        plant=meddling("NEW.full_name := upper(NEW.full_name);"), line='FAIL warehouse run: the proof failed',
         mend='DROP TRIGGER "Meddle" ON analytics.athlete_dim'),
     "warehouse: a trigger that drops rows": dict(
-        plant=TRIGGER % "RETURN NULL;", line='FAIL warehouse run: the proof failed',
+        plant=meddling("RETURN NULL;"), line='FAIL warehouse run: the proof failed',
         mend='DROP TRIGGER "Meddle" ON analytics.athlete_dim'),
     "warehouse: a rule": dict(
         plant="CREATE RULE meddle AS ON INSERT TO analytics.athlete_dim DO INSTEAD NOTHING",
@@ -469,7 +468,7 @@ DEFECTS = {
         line="FAIL warehouse run: permission denied for sequence", prints="sequences and views",
         mend="ALTER TABLE analytics.athlete_dim DROP athlete_id"),
     "warehouse: a trigger into a table that is not granted": dict(
-        plant="CREATE TABLE analytics.audit ();" + TRIGGER % "INSERT INTO analytics.audit DEFAULT VALUES;",
+        plant="CREATE TABLE analytics.audit ();" + meddling("INSERT INTO analytics.audit DEFAULT VALUES;"),
         line="FAIL warehouse run: what stands behind the table refused", prints="look for triggers",
         mend='DROP TRIGGER "Meddle" ON analytics.athlete_dim'),
     "warehouse: a serial column, but stamps are rare": dict(
@@ -585,16 +584,10 @@ MORE_SETUPS = {
     "a column with a default": ("warehouse", "ALTER TABLE analytics.athlete_dim ADD club TEXT NOT NULL DEFAULT 'none'"),
     "a column that may be empty": ("warehouse", "ALTER TABLE analytics.athlete_dim ADD club TEXT"),
     "a trigger that is deferred": (
-        "warehouse", "CREATE FUNCTION analytics.meddle() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN UPDATE"
-                     " analytics.athlete_dim SET full_name = full_name || '!' WHERE athlete_uuid = NEW.athlete_uuid"
-                     " AND full_name NOT LIKE '%!'; RETURN NULL; END$$;"
-                     "CREATE CONSTRAINT TRIGGER meddle AFTER INSERT OR UPDATE ON analytics.athlete_dim"
-                     " DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE PROCEDURE analytics.meddle()"),
+        "warehouse", meddling("UPDATE analytics.athlete_dim SET full_name = full_name || '!' WHERE athlete_uuid ="
+                              " NEW.athlete_uuid AND full_name NOT LIKE '%!';", "AFTER INSERT OR UPDATE", deferred=True)),
     "a trigger on updates alone": (
-        "warehouse", "CREATE FUNCTION analytics.meddle() RETURNS trigger LANGUAGE plpgsql AS"
-                     " $$BEGIN NEW.full_name := 'x' || NEW.full_name; RETURN NEW; END$$;"
-                     "CREATE TRIGGER meddle BEFORE UPDATE ON analytics.athlete_dim"
-                     " FOR EACH ROW EXECUTE PROCEDURE analytics.meddle()"),
+        "warehouse", meddling("NEW.full_name := 'x' || NEW.full_name;", "BEFORE UPDATE")),
     "a policy that lets all through": (
         "warehouse", "ALTER TABLE analytics.athlete_dim ENABLE ROW LEVEL SECURITY;"
                      "CREATE POLICY all_of_it ON analytics.athlete_dim USING (true)"),
@@ -776,9 +769,7 @@ def test_env_that_others_may_read(site, tmp_path):
 def test_another_encoding(site, side, encoding):
     server = copy.copy(site.own[side].server)
     server.name = encoding.lower()
-    create = ("CREATE DATABASE %s ENCODING '%s' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
-              % (server.name, encoding))
-    with site.own[side].changed(create, "DROP DATABASE IF EXISTS " + server.name):
+    with database(site.own[side].server, server.name, encoding):
         if side == "app":
             server.psql("-qc", PRISMA_USER)
         server.psql("-qf", str(PROJECT / SETUP[side]))
@@ -813,7 +804,7 @@ def test_the_lock_of_a_run_and_who_holds_it(site):
 def test_a_look_keeps_no_run_from_the_lock(site):
     """It waits for the history, which somebody else holds; meanwhile a run would get the lock."""
     warehouse, number = site.own["warehouse"], "(1096043596, 'analytics.athlete_dim'::regclass::oid::integer)"
-    with warehouse.holding("LOCK TABLE analytics.athlete_sync_run IN ACCESS EXCLUSIVE MODE"):
+    with warehouse.locked(HISTORY):
         process = site.world.start("--check", **site.settings({}))
         warehouse.wait_until_a_run_waits_for_a_lock()
         assert warehouse.value("SELECT pg_try_advisory_lock" + number)
@@ -829,7 +820,7 @@ def test_strict_is_the_runs_too(site):
 
 
 def test_a_table_that_is_locked_does_not_hold_it_for_ever(site):
-    with site.own["app"].holding('LOCK TABLE public."User" IN ACCESS EXCLUSIVE MODE'):
+    with site.own["app"].locked('public."User"'):
         run = finish(site.world.start("--check", **site.settings(dict(SYNC_DEADLINE="1"))))
     assert run.code == 2 and "deadline" in run.out, run
 

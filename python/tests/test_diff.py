@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import diff_rounds
-from conftest import ANN, BOB, CAT, DAN, arguments, run_in_process
+from conftest import ANN, BOB, CAT, DAN, RENAMES, arguments, run_in_process, trigger
 from lab.servers import PROJECT, SCRIPT
 from test_docs import statements
 from pings import ping_server
@@ -193,7 +193,7 @@ def test_a_dry_run_keeps_nothing_and_draws_no_number(world):
 
 def test_a_run_without_renames_does_not_touch_the_table(world):
     world.app_has((ANN, "Ann Archer"))
-    with world.warehouse.holding("LOCK TABLE analytics.athlete_rename IN ACCESS EXCLUSIVE MODE"):
+    with world.warehouse.locked(RENAMES):
         runs = [world.sync(SYNC_REFRESH=refresh) for refresh in ("always", "never")]
     assert [run.counts() for run in runs] == ["1: 1 new", "1: 1 unchanged"]
     assert "former names" not in runs[0].err + runs[1].err
@@ -208,11 +208,7 @@ HINDRANCES = {
                             "ALTER TABLE analytics.athlete_rename RENAME at TO renamed_at"),
     "a row is refused": ("ALTER TABLE analytics.athlete_rename ADD CONSTRAINT no_baker CHECK (new_name !~ 'Baker')",
                          "ALTER TABLE analytics.athlete_rename DROP CONSTRAINT no_baker"),
-    "a trigger talks": ("CREATE FUNCTION public.talk() RETURNS trigger LANGUAGE plpgsql AS"
-                        " $$ BEGIN RAISE EXCEPTION 'no %', NEW.new_name; END $$;"
-                        "CREATE TRIGGER talks BEFORE INSERT ON analytics.athlete_rename"
-                        " FOR EACH ROW EXECUTE PROCEDURE public.talk()",
-                        "DROP FUNCTION public.talk() CASCADE"),
+    "a trigger talks": trigger("BEFORE INSERT", "RAISE EXCEPTION 'no %', NEW.new_name;", RENAMES),
     "locked": ("BEGIN; LOCK TABLE analytics.athlete_rename IN SHARE MODE", "ROLLBACK"),
 }
 
@@ -242,11 +238,7 @@ def test_without_a_history_there_is_no_run_to_name(world):
 def test_a_run_that_fails_keeps_nothing(world):
     """The renames are part of its one transaction; its row in the history has the number that was drawn."""
     three_changes(world)
-    with world.warehouse.changed(
-            "CREATE FUNCTION public.shout() RETURNS trigger LANGUAGE plpgsql AS"
-            " $$ BEGIN NEW.full_name := upper(NEW.full_name); RETURN NEW; END $$;"
-            "CREATE TRIGGER shouts BEFORE UPDATE ON analytics.athlete_dim"
-            " FOR EACH ROW EXECUTE PROCEDURE public.shout()", "DROP FUNCTION public.shout() CASCADE"):
+    with world.warehouse.changed(*trigger("BEFORE UPDATE", "NEW.full_name := upper(NEW.full_name); RETURN NEW;")):
         run = run_in_process(world.script, arguments(["--json"]), world.environment({}))
     assert (run.code, world.renames(), world.dimension()[BOB]) == (3, [], "Bob Bowman"), run
     assert [(row["run_id"], row["result"]) for row in world.history()] == [(1, "failed")]

@@ -12,10 +12,9 @@ import struct
 import sys
 import time
 
-import psycopg2
 import pytest
-from conftest import ANN, BOB, RESULT_KEYS, RUN_MAY_TAKE, finish, wait_until
-from lab.servers import PROJECT, READER_PASSWORD, SCRIPT, WRITER_PASSWORD, free_port
+from conftest import ANN, BOB, RESULT_KEYS, RUN_MAY_TAKE, finish
+from lab.servers import READER_PASSWORD, SCRIPT, WRITER_PASSWORD, free_port
 from pings import TOKEN, ping_server
 from proxy import Proxy
 
@@ -37,6 +36,14 @@ def check_error(run, code, *words):
         assert word in run.error, "%r is not in the last line of stderr\n%r" % (word, run)
     assert run.error.count("Next: ") == 1, run
     assert "Traceback" not in run.err and 'File "' not in run.err, run
+
+
+def check_told(world, server, run):
+    """A run that was stopped has changed nothing, and is pinged and recorded."""
+    assert world.dimension() == {}
+    assert [path for path, _ in server.told] == ["/%s/start" % TOKEN, "/%s/%d" % (TOKEN, run.code)]
+    row, = world.history()
+    assert world.ends() == ["failed %d" % run.code] and row["message"] in run.error, row
 
 
 # 0 done
@@ -214,9 +221,8 @@ def test_a_wrong_password_is_not_tried_again(world):
 @pytest.mark.parametrize("side", ["app", "warehouse"])
 def test_a_connection_that_the_server_ends(world, side):
     world.app_has((ANN, "Ann Archer"))
-    locked = {"app": 'public."User"', "warehouse": "analytics.athlete_dim"}[side]
     server = getattr(world, side)
-    with server.holding("LOCK TABLE %s IN ACCESS EXCLUSIVE MODE" % locked):
+    with server.locked():
         process = world.start()
         server.wait_until_a_run_waits_for_a_lock()
         server.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -229,14 +235,13 @@ def test_a_connection_that_the_server_ends(world, side):
 @pytest.mark.parametrize("side", ["app", "warehouse"])
 def test_the_deadline(world, side):
     world.app_has((ANN, "Ann Archer"))
-    locked = {"app": 'public."User"', "warehouse": "analytics.athlete_dim"}[side]
-    with getattr(world, side).holding("LOCK TABLE %s IN ACCESS EXCLUSIVE MODE" % locked):
+    with ping_server() as server, getattr(world, side).locked():
         began = time.monotonic()
-        run = finish(world.start(SYNC_DEADLINE="2"))
+        run = finish(world.start(SYNC_PING_URL=server.url, SYNC_DEADLINE="2"))
         seconds = time.monotonic() - began
-    check_failure(run, 2, "deadline of 2 s", "SYNC_DEADLINE")
+    check_failure(run, 2, "the deadline of 2 s passed", "SYNC_DEADLINE")
     assert 2 <= seconds < 7, "%.1f s" % seconds
-    assert world.dimension() == {}
+    check_told(world, server, run)
 
 
 # 3 SQL or data
@@ -320,13 +325,13 @@ def test_a_warehouse_that_only_reads(world):
 # 4 unexpected
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("side", ["app", "warehouse"])
 def test_interrupted(world, side, number):
     world.app_has((ANN, "Ann Archer"))
-    locked = {"app": 'public."User"', "warehouse": "analytics.athlete_dim"}[side]
-    with getattr(world, side).holding("LOCK TABLE %s IN ACCESS EXCLUSIVE MODE" % locked):
-        process = world.start()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # or a suite started by nohup would hand its own on
+    with ping_server() as server, getattr(world, side).locked():
+        process = world.start(SYNC_PING_URL=server.url)
         getattr(world, side).wait_until_a_run_waits_for_a_lock()
         began = time.monotonic()
         process.send_signal(number)
@@ -334,7 +339,7 @@ def test_interrupted(world, side, number):
         seconds = time.monotonic() - began
     check_failure(run, 4, signal.Signals(number).name, "run it again")
     assert seconds < 2, "%.1f s" % seconds
-    assert world.dimension() == {}
+    check_told(world, server, run)
     assert world.sync().code == 0, "no lock is left behind"
 
 
@@ -418,128 +423,7 @@ def read_terminal(ours):
         return b""
 
 
-# Who hears of it, and when
-
-
-ATHLETES = "INSERT INTO public.\"User\" (uuid, name) SELECT md5(n::text)::uuid, repeat('x', 500)" \
-           "  FROM generate_series(1, 5000) AS n"
-HOLD_THE_LOCK = "SELECT pg_advisory_xact_lock(1096043596, 'analytics.athlete_dim'::regclass::oid::integer)"
-
-
-def frozen_in_mid_copy(world, proxy, **settings):
-    """A run that is stopped, as by kill -STOP, while half of its rows are staged."""
-    stopped = []
-
-    def freeze(moment):
-        if moment.when == "mid" and not stopped:
-            os.kill(process.pid, signal.SIGSTOP)
-            stopped.append(moment)
-
-    proxy.reset(freeze)
-    process = world.start("--json", APP_PORT=str(proxy.port), **settings)
-    wait_until(lambda: stopped)
-    return process
-
-
-OLDER_THAN_ITS_DEADLINE = """
-SELECT 1 FROM pg_stat_activity
- WHERE usename = 'warehouse_writer' AND application_name = %s AND xact_start < clock_timestamp() - interval '7.5 s'
-"""
-
-
-def test_a_run_that_is_frozen_is_skipped_at_first_and_ended_when_it_is_older_than_its_deadline(world):
-    world.app.sql(ATHLETES)
-    with Proxy("app", world.lab.app.port) as proxy:
-        frozen = frozen_in_mid_copy(world, proxy)
-        assert world.sync(SYNC_DEADLINE="600").result["result"] == "skipped"
-        wait_until(lambda: world.warehouse.sql(OLDER_THAN_ITS_DEADLINE, "sync_athletes"))
-        run = world.sync(SYNC_DEADLINE="2")
-        frozen.kill()
-        frozen.communicate()
-    assert "older than SYNC_DEADLINE and is ended: backend" in run.err, run
-    assert (run.code, run.counts()) == (0, "5000: 5000 new"), run
-    assert world.warehouse.value("SELECT count(*) FROM analytics.athlete_dim") == 5000
-
-
-def test_a_lock_that_may_not_be_ended_is_exit_3(world, lab):
-    holder = world.warehouse.server
-    session = psycopg2.connect(host="127.0.0.1", port=holder.port, dbname="warehouse", user="warehouse_writer",
-                               password=lab.settings()["WH_PASSWORD"], application_name="psql")
-    session.cursor().execute(HOLD_THE_LOCK)
-    wait_until(lambda: world.warehouse.sql(OLDER_THAN_ITS_DEADLINE, "psql"))
-    run = world.sync(SYNC_DEADLINE="2")
-    pid = session.info.backend_pid
-    assert run.code == 3 and "SELECT pg_terminate_backend(%d);" % pid in run.error, run
-    world.warehouse.sql("SELECT pg_terminate_backend(%s)", pid)
-    session.close()
-    wait_until(lambda: world.sync().result["result"] == "ok")
-
-
-def test_the_server_is_told_to_look_after_its_client(world):
-    """What shows a frozen or vanished client to a backend that waits for it inside COPY."""
-    with Proxy("app", world.lab.app.port) as proxy:
-        world.app.sql(ATHLETES)
-        seen = []
-        proxy.reset(lambda moment: seen.append(moment) if moment.when == "mid" else None)
-        assert finish(world.start(APP_PORT=str(proxy.port))).code == 0
-        steps = [step for step in proxy.steps if "tcp_user_timeout" in step]
-    assert len(steps) == 1 and "tcp_keepalives_idle" in steps[0] and seen
-
-
-def test_what_the_server_is_told_holds_until_the_transaction_ends(world, script, lab):
-    """And no longer: a pooler may give the connection to somebody else."""
-    wanted = {"tcp_keepalives_idle": "30", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "3",
-              "tcp_user_timeout": "60000"}
-    session = psycopg2.connect(host="127.0.0.1", port=world.warehouse.server.port, dbname="warehouse",
-                               user="warehouse_writer", password=lab.settings()["WH_PASSWORD"])
-    with contextlib.closing(session), session.cursor() as cursor:
-        known = {name for name in wanted if world.warehouse.sql("SELECT 1 FROM pg_settings WHERE name = %s", name)}
-
-        def shown():
-            cursor.execute("SELECT name, setting FROM pg_settings WHERE name = ANY(%s)", [list(known)])
-            return dict(cursor.fetchall())
-
-        before = shown()
-        cursor.execute(script.WATCH_THE_CLIENT)
-        assert shown() == {name: wanted[name] for name in known} and "tcp_keepalives_idle" in known
-        session.commit()
-        assert shown() == before
-
-
 # Who hears of an end
-
-
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 4), (signal.SIGINT, 4), (signal.SIGHUP, 4)])
-def test_an_interrupted_run_is_pinged_and_recorded(world, number, code):
-    world.app_has((ANN, "Ann Archer"))
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # or a suite started by nohup would hand its own on
-    with ping_server() as server, world.app.holding('LOCK TABLE public."User" IN ACCESS EXCLUSIVE MODE'):
-        process = world.start(SYNC_PING_URL=server.url)
-        world.app.wait_until_a_run_waits_for_a_lock()
-        process.send_signal(number)
-        run = finish(process)
-    assert (run.code, run.result["result"]) == (code, "failed") and number.name in run.error, run
-    assert [path for path, _ in server.told] == ["/%s/start" % TOKEN, "/%s/4" % TOKEN]
-    assert [(row["result"], row["exit_code"]) for row in world.history()] == [("failed", 4)]
-
-
-def test_a_run_that_ends_by_its_deadline_is_pinged_and_recorded(world):
-    with ping_server() as server, world.app.holding('LOCK TABLE public."User" IN ACCESS EXCLUSIVE MODE'):
-        run = finish(world.start(SYNC_PING_URL=server.url, SYNC_DEADLINE="2"))
-    assert run.code == 2 and "the deadline of 2 s passed" in run.error, run
-    assert [path for path, _ in server.told] == ["/%s/start" % TOKEN, "/%s/2" % TOKEN]
-    assert [(row["result"], row["exit_code"]) for row in world.history()] == [("failed", 2)]
-
-
-def test_a_run_that_the_watchdog_ends_is_pinged_too(world):
-    """A port that says nothing: libpq waits for it where no signal handler runs."""
-    with ping_server() as server, socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen(8)
-        run = finish(world.start(SYNC_PING_URL=server.url, SYNC_DEADLINE="2", SYNC_CONNECT_TIMEOUT="60",
-                                 WH_PORT=str(silent.getsockname()[1])))
-    assert run.code == 2, run
-    assert [path for path, _ in server.told] == ["/%s/start" % TOKEN, "/%s/2" % TOKEN]
 
 
 @contextlib.contextmanager
@@ -549,6 +433,15 @@ def silent_port():
         silent.bind(("127.0.0.1", 0))
         silent.listen(8)
         yield silent
+
+
+def test_a_run_that_the_watchdog_ends_is_pinged_too(world):
+    """A port that says nothing: libpq waits for it where no signal handler runs."""
+    with ping_server() as server, silent_port() as silent:
+        run = finish(world.start(SYNC_PING_URL=server.url, SYNC_DEADLINE="2", SYNC_CONNECT_TIMEOUT="60",
+                                 WH_PORT=str(silent.getsockname()[1])))
+    assert run.code == 2, run
+    assert [path for path, _ in server.told] == ["/%s/start" % TOKEN, "/%s/2" % TOKEN]
 
 
 def test_a_run_that_wakes_in_the_watchdogs_last_act_does_not_cut_it_short(world):
@@ -581,11 +474,11 @@ def test_a_run_that_is_interrupted_while_it_connects_is_recorded(world):
         process = world.start(WH_PORT=str(proxy.port))
         run = finish(process)
     assert run.code == 4, run
-    assert [(row["result"], row["exit_code"]) for row in world.history()] == [("failed", 4)]
+    assert world.ends() == ["failed 4"]
 
 
 def test_a_second_signal_cuts_the_last_act_short(world):
-    with ping_server(status=None) as server, world.app.holding('LOCK TABLE public."User" IN ACCESS EXCLUSIVE MODE'):
+    with ping_server(status=None) as server, world.app.locked():
         process = world.start(SYNC_PING_URL=server.url)
         world.app.wait_until_a_run_waits_for_a_lock()
         process.send_signal(signal.SIGTERM)
@@ -605,112 +498,3 @@ def test_the_start_is_pinged_before_the_result_however_slow_it_is(world):
         run = world.run(SYNC_PING_URL=server.url)
     assert run.code == 0, run
     assert [path for path, _ in server.told] == ["/%s/start" % TOKEN, "/%s/0" % TOKEN]
-
-
-# The history never fails a run that is right, nor hinders one that failed
-
-
-HISTORY = "ALTER TABLE analytics.athlete_sync_run "
-COMPLAIN = "CREATE FUNCTION complain() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE EXCEPTION 'no'; END$$;"
-ANOTHER_HOST = HISTORY + "RENAME host TO machine; " + HISTORY + "ADD host %s"
-THE_HOST = HISTORY + "DROP host; " + HISTORY + "RENAME machine TO host"
-SETUP, LOOK = "run once: psql", r"psql -c '\d+ analytics.athlete_sync_run' warehouse shows"
-
-HINDRANCES = {
-    # what hinders, how it is undone, what the warning says to run
-    "a column that must not be NULL": (HISTORY + "ADD wanted text NOT NULL", HISTORY + "DROP wanted", LOOK),
-    "a trigger that complains": (
-        COMPLAIN + "CREATE TRIGGER complain BEFORE INSERT ON analytics.athlete_sync_run"
-        " FOR EACH ROW EXECUTE PROCEDURE complain()", "DROP FUNCTION complain() CASCADE", LOOK),
-    "a trigger that complains at the COMMIT": (
-        COMPLAIN + "CREATE CONSTRAINT TRIGGER complain AFTER INSERT ON analytics.athlete_sync_run"
-        " DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE PROCEDURE complain()",
-        "DROP FUNCTION complain() CASCADE", LOOK),
-    "a constraint": (HISTORY + "ADD CONSTRAINT none CHECK (version = 'none')", HISTORY + "DROP CONSTRAINT none", LOOK),
-    "a column of another type": (ANOTHER_HOST % "integer", THE_HOST, LOOK),
-    "a column too narrow": (ANOTHER_HOST % "varchar(1)", THE_HOST, LOOK),
-    "a column renamed": (HISTORY + "RENAME host TO machine", HISTORY + "RENAME machine TO host", SETUP),
-    "no rights on it": ("REVOKE INSERT ON analytics.athlete_sync_run FROM warehouse_writer",
-                        "GRANT INSERT ON analytics.athlete_sync_run TO warehouse_writer", SETUP),
-    "its renaming": (HISTORY + "RENAME TO elsewhere",
-                     "ALTER TABLE analytics.elsewhere RENAME TO athlete_sync_run", SETUP),
-}
-
-
-@pytest.mark.parametrize("hinder, mend, advice", list(HINDRANCES.values()), ids=list(HINDRANCES))
-def test_a_history_that_refuses_a_row_is_a_warning(world, hinder, mend, advice):
-    world.app_has((ANN, "Ann Archer"))
-    truncate = "TRUNCATE analytics.athlete_sync_run; "
-    with world.warehouse.changed(truncate + hinder, mend + ";" + truncate):
-        with world.warehouse.holding(HOLD_THE_LOCK):
-            skipped = world.sync()
-        good, bad = world.sync(), world.sync("--strict", APP_TABLE="public.nowhere")
-    assert (good.code, good.counts(), world.dimension()) == (0, "1: 1 new", {ANN: "Ann Archer"}), good
-    assert (skipped.code, skipped.result["result"]) == (0, "skipped"), skipped
-    assert (bad.code, errors_of(bad)) == (3, 1) and "nowhere" in bad.err, bad
-    for run in (skipped, good, bad):
-        warning, = [line for line in run.err.splitlines() if "this run is not in the run history" in line]
-        assert advice in warning and "athlete_dim" not in warning.split("; run once")[0], warning
-
-
-def test_renames_that_are_refused_at_the_commit_are_a_warning(world):
-    world.app_has((ANN, "Ann Archer"))
-    world.warehouse_has((ANN, "Ann Before"))
-    trigger = ("CREATE CONSTRAINT TRIGGER complain AFTER INSERT ON analytics.athlete_rename"
-               " DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE PROCEDURE complain()")
-    with world.warehouse.changed(COMPLAIN + trigger, "DROP FUNCTION complain() CASCADE"):
-        run = world.sync()
-    assert (run.code, run.counts(), world.dimension()) == (0, "1: 1 renamed", {ANN: "Ann Archer"}), run
-    assert "former names are not kept" in run.err and len(world.history()) == 1, run
-
-
-def errors_of(run):
-    return run.err.count(" ERROR ")
-
-
-def test_a_locked_history_is_waited_for_five_seconds(world):
-    world.app_has((ANN, "Ann Archer"))
-    with world.warehouse.holding("LOCK TABLE analytics.athlete_sync_run IN ACCESS EXCLUSIVE MODE"):
-        good = world.start()
-        bad = world.start(WH_TABLE="analytics.nowhere")
-        good, bad = finish(good), finish(bad)
-    assert good.code == 0 and "this run is not in the run history" in good.err, good
-    assert float(good.result["seconds"]) < 10 and world.dimension() == {ANN: "Ann Archer"}
-    assert bad.code == 3 and "this run is not in the run history" in bad.err, bad
-
-
-@pytest.fixture
-def in_latin1(world, lab):
-    lab.warehouse.psql("-qc", "CREATE DATABASE latin1 ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
-    lab.warehouse.psql("-f", str(PROJECT / "sql" / "warehouse_setup.sql"), database="latin1")
-    yield lambda query: lab.warehouse.psql("-qAtc", query, database="latin1")
-    lab.warehouse.psql("-qc", "DROP DATABASE latin1")
-
-
-def test_a_warehouse_in_latin1_records_what_it_cannot_spell(world, in_latin1):
-    world.app_has((ANN, "Jos\u00e9"), ("\u738b", "Bob Bowman"))
-    good = world.sync(WH_DB="latin1")
-    assert (good.code, good.counts()) == (0, "2: 1 new, 1 rejected") and "run history" not in good.err, good
-    bad = world.sync(WH_DB="latin1", APP_TABLE="public.\u738b")
-    assert bad.code == 3, bad
-    assert in_latin1("SELECT result, message LIKE '%\\u738b%' FROM analytics.athlete_sync_run ORDER BY run_id") == \
-        "ok|\nfailed|t\n"
-
-
-def test_another_roles_session_that_outlives_a_skipped_run(world):
-    """Postgres does not show its age; the history does."""
-    world.app_has((ANN, "Ann Archer"))
-    with world.warehouse.holding(HOLD_THE_LOCK) as holder:
-        codes = [world.sync().code for _ in range(2)]
-        world.warehouse.sql("UPDATE analytics.athlete_sync_run SET finished_at = now() - interval '59 minutes'")
-        codes.append(world.sync().code)
-        world.warehouse.sql("UPDATE analytics.athlete_sync_run SET finished_at = now() - interval '61 minutes'")
-        late = world.sync()
-        pid = holder.connection.info.backend_pid
-    assert codes == [0, 0, 0] and late.code == 3, late
-    assert "SELECT pg_terminate_backend(%d);" % pid in late.error and world.dimension() == {}
-    with world.warehouse.holding(HOLD_THE_LOCK):  # by another session
-        assert world.sync().code == 0
-    assert world.sync().code == 0 and world.dimension() == {ANN: "Ann Archer"}
-    with world.warehouse.holding(HOLD_THE_LOCK):
-        assert world.sync().code == 0

@@ -464,7 +464,7 @@ def test_two_dimensions_side_by_side(begun):
         begun.lab.warehouse.psql("-f", setup, "-v", "table=analytics.coach_dim")
         begun.app.sql("INSERT INTO public.coach VALUES ('%s', 'Cat Coach')" % CAT)
         full(begun, "no earlier success", **coaches)
-        with begun.warehouse.holding("LOCK TABLE analytics.athlete_dim IN ACCESS EXCLUSIVE MODE"):
+        with begun.warehouse.locked():
             rename(begun, ANN, "N")
             held = begun.start("--json", "--incremental")
             begun.warehouse.wait_until_a_run_waits_for_a_lock()

@@ -178,7 +178,7 @@ def test_one_that_is_locked_for_a_while_loses_no_line(world, log):
     import fcntl
     with log.open("wb") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
-        with world.warehouse.holding("LOCK TABLE analytics.athlete_dim IN ACCESS EXCLUSIVE MODE"):
+        with world.warehouse.locked():
             process = world.start("--log-file", str(log))
             world.warehouse.wait_until_a_run_waits_for_a_lock()
             holder.close()

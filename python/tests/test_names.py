@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import sys
@@ -9,7 +10,7 @@ import uuid
 
 import pytest
 
-from conftest import ANN, BOB
+from conftest import ANN, BOB, database
 from lab.servers import PROJECT
 
 NAMES_FROM_HELL = [
@@ -149,20 +150,14 @@ def test_rejects_among_many_chunks(world):
 @pytest.fixture
 def app_in(world, lab):
     """Make an app database in another encoding, with these lines of SQL for its rows."""
-    made = []
-
-    def make(encoding, *inserts):
-        made.append(encoding.lower())
-        lab.app.psql("-qc",
-                     "CREATE DATABASE %s ENCODING '%s' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
-                     % (made[-1], encoding))
-        lab.app.psql("-qc", 'CREATE TABLE public."User" (uuid TEXT, name TEXT)', database=made[-1])
-        lab.app.psql("-q", stdin=";".join(("SET client_encoding = SQL_ASCII",) + inserts), database=made[-1])
-        lab.app.psql("-f", str(PROJECT / "sql" / "app_readonly.sql"), database=made[-1])
-        return made[-1]
-    yield make
-    for name in made:
-        lab.app.psql("-qc", "DROP DATABASE " + name)
+    with contextlib.ExitStack() as made:
+        def make(encoding, *inserts):
+            name = made.enter_context(database(lab.app, encoding.lower(), encoding))
+            lab.app.psql("-qc", 'CREATE TABLE public."User" (uuid TEXT, name TEXT)', database=name)
+            lab.app.psql("-q", stdin=";".join(("SET client_encoding = SQL_ASCII",) + inserts), database=name)
+            lab.app.psql("-f", str(PROJECT / "sql" / "app_readonly.sql"), database=name)
+            return name
+        yield make
 
 
 def test_an_app_in_latin1(world, app_in):
@@ -216,10 +211,8 @@ def test_a_refusal_in_any_bytes_is_understood(world, app_in):
 
 
 def test_a_warehouse_that_cannot_hold_a_name_refuses_the_run(world, lab):
-    lab.warehouse.psql("-qc", "CREATE DATABASE western ENCODING 'LATIN1' TEMPLATE template0 "
-                              "LC_COLLATE 'C' LC_CTYPE 'C'")
-    lab.warehouse.psql("-f", str(PROJECT / "sql" / "warehouse_setup.sql"), database="western")
     world.app_has((ANN, "\u738b\u5c0f\u660e\u738b\u5c0f\u660e"))
-    run = world.sync(WH_DB="western")
-    lab.warehouse.psql("-qc", "DROP DATABASE western")
+    with database(lab.warehouse, "western", "LATIN1"):
+        lab.warehouse.psql("-f", str(PROJECT / "sql" / "warehouse_setup.sql"), database="western")
+        run = world.sync(WH_DB="western")
     assert run.code == 3 and "encoding" in run.error and "warehouse" in run.error, run

@@ -13,7 +13,7 @@ from conftest import ANN, BOB, CAT, DAN, RUN_MAY_TAKE, Side, World, empty_world,
 from lab.servers import PROJECT, READER_PASSWORD, WRITER_PASSWORD, free_port, leave_root
 from proxy import Proxy
 from standby import standby_of
-from test_ends import ATHLETES, OLDER_THAN_ITS_DEADLINE, frozen_in_mid_copy
+from test_concurrency import ATHLETES, OLDER_THAN_ITS_DEADLINE, frozen_in_mid_copy
 from tls import Authority, server_with_tls
 
 ROUTES = {"PgBouncer before both sides": "through_pooler", "standby as the app": "from_standby",
@@ -265,7 +265,7 @@ def test_a_refused_row_leaves_all_as_it_was(route):
 
 def test_two_runs_never_overlap(route):
     route.world.app_has((ANN, "Ann Anders"))
-    with route.world.warehouse.holding("LOCK TABLE analytics.athlete_dim IN EXCLUSIVE MODE"):
+    with route.world.warehouse.locked(mode="EXCLUSIVE"):
         route.catch_up()
         first = route.world.start("--json", **route.settings)
         route.world.warehouse.wait_until_a_run_waits_for_a_lock()
@@ -277,7 +277,7 @@ def test_two_runs_never_overlap(route):
 
 def test_the_deadline_leaves_nothing_behind(route):
     route.world.app_has((ANN, "Ann Anders"))
-    with route.world.warehouse.holding("LOCK TABLE analytics.athlete_dim IN EXCLUSIVE MODE"):
+    with route.world.warehouse.locked(mode="EXCLUSIVE"):
         run = route.run(SYNC_DEADLINE="1")
         assert run.code == 2 and "deadline" in run.error, run
         wait_until(lambda: not route.world.warehouse.sql(
@@ -305,3 +305,48 @@ def test_setup_again_where_the_dimension_is_partitioned(into_partitions):
     world.warehouse.server.psql("-f", str(PROJECT / "sql" / "warehouse_setup.sql"))
     assert world.dimension() == {ANN: "Ann Anders"}
     assert into_partitions.sync().code == 0
+
+
+# Other tables, columns and types
+
+
+OTHER_SOURCES = {
+    "uuid column of type uuid": (
+        'CREATE TABLE public.people (id UUID PRIMARY KEY, name VARCHAR(50))',
+        dict(APP_TABLE="public.people", APP_UUID_COLUMN="id")),
+    "unquoted names fold to lower case": (
+        'CREATE TABLE people (athlete_id TEXT, full_name TEXT)',
+        dict(APP_TABLE="Public.PEOPLE", APP_UUID_COLUMN="Athlete_ID", APP_NAME_COLUMN="FULL_NAME")),
+    "quoted names are exact": (
+        'CREATE SCHEMA "My App";'
+        'CREATE TABLE "My App"."The ""User""; % {x}" ("UUID." TEXT, "full%sName" TEXT)',
+        dict(APP_TABLE='"My App"."The ""User""; % {x}"', APP_UUID_COLUMN='"UUID."',
+             APP_NAME_COLUMN='"full%sName"')),
+    "no schema": (
+        'CREATE TABLE people (uuid TEXT, name TEXT)',
+        dict(APP_TABLE="people")),
+}
+
+
+@pytest.mark.parametrize("create, settings", list(OTHER_SOURCES.values()), ids=list(OTHER_SOURCES))
+def test_other_source(world, create, settings):
+    table, schema = settings["APP_TABLE"], '"My App"' if "SCHEMA" in create else "public"
+    with world.app.changed(create, 'DROP TABLE %s; DROP SCHEMA IF EXISTS "My App"' % table):
+        world.app.sql("GRANT USAGE ON SCHEMA %s TO app_readonly" % schema)
+        world.app.sql("GRANT SELECT ON %s TO app_readonly" % table)
+        world.app.sql("INSERT INTO %s VALUES (%%s, %%s)" % table.replace("%", "%%"), ANN, "Ann Archer")
+        run = world.sync(**settings)
+    assert (run.code, run.counts()) == (0, "1: 1 new"), run
+    assert world.dimension() == {ANN: "Ann Archer"}
+
+
+def test_other_dimension(world):
+    create = 'CREATE TABLE analytics."Athlete ""Dim""" (LIKE analytics.athlete_dim INCLUDING ALL)'
+    with world.warehouse.changed(create, 'DROP TABLE analytics."Athlete ""Dim"""'):
+        world.warehouse.sql('GRANT SELECT, INSERT, UPDATE ON analytics."Athlete ""Dim""" TO warehouse_writer')
+        world.app_has((ANN, "Ann Archer"))
+        run = world.sync(WH_TABLE='Analytics."Athlete ""Dim"""')
+        other = world.warehouse.sql('SELECT athlete_uuid::text, full_name FROM analytics."Athlete ""Dim"""')
+    assert (run.code, run.counts(), other) == (0, "1: 1 new", [(ANN, "Ann Archer")]), run
+    assert world.dimension() == {}
+    assert world.history()[-1]["target"] == 'analytics."Athlete ""Dim"""'

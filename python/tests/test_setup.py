@@ -6,7 +6,7 @@ import subprocess
 
 import psycopg2
 import pytest
-from conftest import ANN
+from conftest import ANN, BOB, database
 from lab.servers import PRISMA_USER, PROJECT, SUPERUSER_PASSWORD
 
 APP = str(PROJECT / "sql" / "app_readonly.sql")
@@ -18,10 +18,9 @@ PASSWORD = "it's $ecret"
 def fresh(lab):
     """A database of its own on the warehouse's server, with the app's table; its roles go with it."""
     server = lab.warehouse
-    server.psql("-qc", "CREATE DATABASE fresh", database="postgres")
-    server.psql("-qc", PRISMA_USER, database="fresh")
-    yield server
-    server.psql("-qc", "DROP DATABASE fresh", database="postgres")
+    with database(server, "fresh"):
+        server.psql("-qc", PRISMA_USER, database="fresh")
+        yield server
     for role in ("own_reader", "own_writer", "someone"):  # the last may have made the others
         server.psql("-qc", "DROP ROLE IF EXISTS " + role, database="postgres")
 
@@ -125,6 +124,39 @@ def test_a_mere_owner_can_grant_to_roles_that_are_there(fresh):
 # What is there already
 
 
+def test_setup_run_again_keeps_every_row(world, lab):
+    world.app_has((ANN, "Ann Archer"))
+    world.warehouse_has((ANN, "Ann Archer"), (BOB, "Bob Bowman"))
+    world.sync()
+    before = world.warehouse.snapshot()
+    lab.warehouse.psql("-f", WAREHOUSE)
+    lab.app.psql("-f", APP)
+    assert world.warehouse.snapshot() == before
+    assert world.sync().code == 0, "without -v the passwords stay"
+
+
+def test_setup_leaves_a_dimension_made_by_hand_as_it_is(world, lab):
+    with database(lab.warehouse, "by_hand"):
+        lab.warehouse.psql("-q", database="by_hand", stdin="""
+        CREATE SCHEMA analytics;
+        CREATE TABLE analytics.athlete_dim (athlete_uuid UUID PRIMARY KEY, full_name TEXT NOT NULL,
+                                            source_synced_at TIMESTAMPTZ NOT NULL DEFAULT NOW(), club TEXT);
+        INSERT INTO analytics.athlete_dim VALUES ('%s', 'Ann Archer', '2020-01-01', 'Rowing');
+        GRANT USAGE ON SCHEMA analytics TO warehouse_writer;
+        GRANT SELECT, INSERT, UPDATE ON analytics.athlete_dim TO warehouse_writer""" % ANN)
+        world.app_has((ANN, "Ann Baker"), (BOB, "Bob Bowman"))
+        run = world.run("--json", "--dry-run", WH_DB="by_hand")
+        assert (run.code, run.counts()) == (0, "2: 1 new, 1 renamed"), run
+        read = ("-qAtc", "SELECT full_name, source_synced_at < '2021-01-01', club"
+                         " FROM analytics.athlete_dim ORDER BY 1")
+        lab.warehouse.psql("-f", WAREHOUSE, database="by_hand")
+        assert lab.warehouse.psql(*read, database="by_hand") == "Ann Archer|t|Rowing\n"
+        run = world.run("--json", WH_DB="by_hand")
+        assert (run.code, run.counts()) == (0, "2: 1 new, 1 renamed"), run
+        assert lab.warehouse.psql(*read, database="by_hand") == "Ann Baker|f|Rowing\nBob Bowman|f|\n"
+        assert "warehouse_setup.sql" not in run.err
+
+
 def test_a_history_of_an_older_shape_gets_what_it_lacks(fresh):
     fresh.psql("-qc", "CREATE SCHEMA analytics; CREATE TABLE analytics.athlete_sync_run ("
                       "run_id BIGSERIAL PRIMARY KEY, started_at TIMESTAMPTZ NOT NULL, finished_at TIMESTAMPTZ NOT NULL,"
@@ -159,19 +191,35 @@ def test_the_view_and_the_status_say_the_same(world, runs, verdict):
     assert world.run("--status").out.startswith(verdict + ":")
 
 
-# The renames
+# What the roles may do
+
+
+def test_the_app_role_cannot_write(world):
+    world.app_has((ANN, "Ann Archer"))
+    world.app.check_that_it_refuses(
+        "app_readonly", 'DELETE FROM public."User"', 'UPDATE public."User" SET name = name',
+        'INSERT INTO public."User" DEFAULT VALUES', 'TRUNCATE public."User"')
+
+
+def test_the_writer_may_do_no_more_than_the_sync_needs(world):
+    assert world.warehouse.sql("""
+        SELECT table_schema || '.' || table_name, string_agg(privilege_type, ' ' ORDER BY privilege_type)
+          FROM information_schema.role_table_grants
+         WHERE grantee = 'warehouse_writer' GROUP BY 1 ORDER BY 1""") == [
+        ("analytics.athlete_dim", "INSERT SELECT UPDATE"),
+        ("analytics.athlete_rename", "INSERT"),
+        ("analytics.athlete_sync_health", "SELECT"),
+        ("analytics.athlete_sync_run", "INSERT SELECT"),
+    ]
+    world.warehouse.check_that_it_refuses(
+        "warehouse_writer", "CREATE TABLE analytics.mine ()", "DELETE FROM analytics.athlete_dim",
+        "TRUNCATE analytics.athlete_dim", "SELECT * FROM public.bystander")
 
 
 def test_the_writer_may_only_add_renames(world):
-    with world.warehouse.holding() as writer:
-        writer.sql("SET SESSION AUTHORIZATION warehouse_writer")
-        writer.sql("INSERT INTO analytics.athlete_rename VALUES (1, %s, 'Ann Archer', 'Ann Baker', now())", ANN)
-        for statement in ("DELETE FROM analytics.athlete_rename", "SELECT * FROM analytics.athlete_rename",
-                          "UPDATE analytics.athlete_rename SET old_name = ''", "TRUNCATE analytics.athlete_rename"):
-            writer.sql("SAVEPOINT before")
-            with pytest.raises(psycopg2.errors.InsufficientPrivilege):
-                writer.sql(statement)
-            writer.sql("ROLLBACK TO before")
+    world.warehouse.check_that_it_refuses(
+        "warehouse_writer", "DELETE FROM analytics.athlete_rename", "SELECT * FROM analytics.athlete_rename",
+        "UPDATE analytics.athlete_rename SET old_name = ''", "TRUNCATE analytics.athlete_rename")
 
 
 # What would go wrong in silence, or stop half-way

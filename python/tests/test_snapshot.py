@@ -44,6 +44,19 @@ def read_until(process, words):
     raise AssertionError("the run ended without: %s" % words)
 
 
+def test_what_people_wrote_meanwhile_is_not_read(world):
+    """One snapshot: an athlete renamed in the app while the run waits is carried with one name."""
+    world.app_has((ANN, "Ann Archer"))
+    world.warehouse_has((ANN, "Ann Archer"))
+    with world.warehouse.locked():
+        process = world.start("--json")
+        world.warehouse.wait_until_a_run_waits_for_a_lock()
+        world.app.sql('UPDATE public."User" SET name = %s', "Ann Baker")
+    assert finish(process).counts() == "1: 1 unchanged"
+    assert world.sync().counts() == "1: 1 renamed"
+    assert world.dimension() == {ANN: "Ann Baker"}
+
+
 # A reload in one transaction of the app: the whole old table or the whole new one
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
-import signal
 import time
 
 import pytest
 
-from conftest import ANN, DAN, arguments, finish, run_in_process
-from lab.servers import READER_PASSWORD, WRITER_PASSWORD, free_port
+from conftest import (
+    ANN, BOB, CAT, DAN, HISTORY, HOLD_THE_LOCK, RENAMES, arguments, database, finish, run_in_process, trigger)
+from lab.servers import PROJECT, READER_PASSWORD, WRITER_PASSWORD, free_port
 from pings import TOKEN, ping_server
-
-HOLD_THE_LOCK = "SELECT pg_advisory_xact_lock(1096043596, 'analytics.athlete_dim'::regclass::oid::integer)"
+from test_rows import spree
 
 
 def show(world, *flags, **settings):
@@ -119,7 +119,7 @@ def test_a_run_at_work_is_shown(world):
     world.app_has((ANN, "Ann Archer"))
     world.sync()
     assert "running" not in look(world).out and json.loads(look(world, "--json").out)["running"] is None
-    with world.app.holding('LOCK TABLE public."User" IN ACCESS EXCLUSIVE MODE'):
+    with world.app.locked():
         process = world.start()
         world.app.wait_until_a_run_waits_for_a_lock()
         backend = world.warehouse.value("SELECT pid FROM pg_stat_activity WHERE usename = 'warehouse_writer'")
@@ -253,20 +253,15 @@ def test_status_in_a_file_on_a_windows_code_page(world):
 # The history of runs that failed, each recorded in a transaction of its own
 
 
-def spree(world):
-    athletes = ["00000000-0000-4000-8000-%012d" % number for number in range(20)]
-    world.warehouse_has(*[(athlete, "Ann Archer") for athlete in athletes])
-    world.app_has(*[(athlete, "Ann Baker") for athlete in athletes])
-
-
 FAILURES = {  # what is prepared, flags, settings, exit code, source_rows, words of the message
     "app is down": (None, [], dict(APP_PORT=lambda: str(free_port())), 2, None, "app: "),
     "app refuses the password": (None, [], dict(APP_PASSWORD="wrong"), 2, None, "app: "),
     "no such table": (None, [], dict(APP_TABLE="public.nowhere"), 3, None, "does not exist"),
+    "no such dimension": (None, [], dict(WH_TABLE="analytics.nowhere"), 3, None, "does not exist"),
     "SQL error in the warehouse": (
         "ALTER TABLE analytics.athlete_dim ADD CONSTRAINT nobody CHECK (full_name = '')", [], {}, 3, 2,
         "constraint"),
-    "a guard refuses": (spree, [], {}, 3, 22, "20 of 20"),
+    "a guard refuses": (lambda world: spree(world, 20, 20), [], {}, 3, 22, "20 of 20"),
     "--strict": (None, ["--strict"], {}, 3, 2, "--strict"),
 }
 
@@ -294,35 +289,116 @@ def test_history_of_failures(world, name, dry):
     assert run.code == code, run
     assert (row["result"], row["exit_code"], row["source_rows"]) == ("failed", code, source)
     assert words in row["message"] and row["message"] == run.result["message"]
-    assert [row[key] for key in ("inserted", "updated", "unchanged")] == [None] * 3
-    assert verdict(world) == "failing"
+    assert [row[key] for key in ("inserted", "updated", "unchanged", "repeated")] == [None] * 4
+    assert "WH_TABLE" in settings or verdict(world) == "failing"
 
 
-@pytest.mark.parametrize("how, code, words", [
-    ("deadline", 2, "deadline of 1 s"), (signal.SIGTERM, 4, "SIGTERM")], ids=["deadline", "SIGTERM"])
-def test_history_of_a_run_that_was_stopped(world, how, code, words):
-    world.app_has((ANN, "Ann Archer"))
-    with world.app.holding('LOCK TABLE public."User" IN ACCESS EXCLUSIVE MODE'):
-        if how == "deadline":
-            run = world.start(SYNC_DEADLINE="1")
-        else:
-            run = world.start()
-            world.app.wait_until_a_run_waits_for_a_lock()
-            run.send_signal(how)
-        run = finish(run)
+def test_a_warehouse_that_lets_nobody_in_records_nothing(world):
+    assert (world.sync(WH_PASSWORD="wrong").code, world.history()) == (2, [])
+
+
+# What the warehouse remembers
+
+
+def test_history_of_a_run_that_went_well(world):
+    world.app_has((ANN, "Ann Archer"), (BOB, "Bob Baker"), (CAT, "Cat Cooper"), (CAT, "Cat Cooper"),
+                  ("x", "Dan Dyer"))
+    world.warehouse_has((BOB, "Bob Bowman"), (CAT, "Cat Cooper"), (DAN, "Dan Dyer"))
+    run = world.sync()
     row, = world.history()
-    assert (run.code, row["result"], row["exit_code"]) == (code, "failed", code), run
-    assert words in row["message"] and world.dimension() == {}
+    assert row.pop("started_at") <= row.pop("finished_at")
+    assert row.items() >= dict(
+        run_id=1, target="analytics.athlete_dim", mode="full", result="ok", exit_code=0, source_rows=5,
+        inserted=1, updated=1, unchanged=1, missing=1, rejected=1, repeated=1, message=None,
+        host=platform.node(),
+        rejects=[{"uuid": "(not shown)", "reason": "uuid is not a uuid"}], version=world.script.VERSION).items(), run
+    assert world.warehouse.sql(
+        "SELECT last_result, last_success < now(), last_success_age > '0', last_duration > '0', usual_duration > '0'"
+        "  FROM analytics.athlete_sync_health") == [("ok", True, True, True, True)]
 
 
-def test_skipped_is_recorded_as_skipped_and_a_dry_run_not_at_all(world):
+def test_health_without_a_run(world):
+    assert world.warehouse.sql(
+        "SELECT last_success, last_success_age, last_result, last_duration, usual_duration"
+        " FROM analytics.athlete_sync_health") == [(None,) * 5]
+
+
+# The history never fails a run that is right, nor hinders one that failed
+
+
+ALTER_HISTORY = "ALTER TABLE analytics.athlete_sync_run "
+ANOTHER_HOST = ALTER_HISTORY + "RENAME host TO machine; " + ALTER_HISTORY + "ADD host %s"
+THE_HOST = ALTER_HISTORY + "DROP host; " + ALTER_HISTORY + "RENAME machine TO host"
+SETUP, LOOK = "run once: psql", r"psql -c '\d+ analytics.athlete_sync_run' warehouse shows"
+
+HINDRANCES = {
+    # what hinders, how it is undone, what the warning says to run
+    "a column that must not be NULL": (ALTER_HISTORY + "ADD wanted text NOT NULL", ALTER_HISTORY + "DROP wanted", LOOK),
+    "a trigger that complains": (*trigger("BEFORE INSERT", "RAISE EXCEPTION 'no';", HISTORY), LOOK),
+    "a trigger that complains at the COMMIT": (
+        *trigger("AFTER INSERT", "RAISE EXCEPTION 'no';", HISTORY, deferred=True), LOOK),
+    "a constraint": (ALTER_HISTORY + "ADD CONSTRAINT none CHECK (version = 'none')", ALTER_HISTORY + "DROP CONSTRAINT none", LOOK),
+    "a column of another type": (ANOTHER_HOST % "integer", THE_HOST, LOOK),
+    "a column too narrow": (ANOTHER_HOST % "varchar(1)", THE_HOST, LOOK),
+    "a column renamed": (ALTER_HISTORY + "RENAME host TO machine", ALTER_HISTORY + "RENAME machine TO host", SETUP),
+    "no rights on it": ("REVOKE INSERT ON analytics.athlete_sync_run FROM warehouse_writer",
+                        "GRANT INSERT ON analytics.athlete_sync_run TO warehouse_writer", SETUP),
+    "no right to number it": ("REVOKE USAGE ON SEQUENCE analytics.athlete_sync_run_run_id_seq FROM warehouse_writer",
+                              "GRANT USAGE ON SEQUENCE analytics.athlete_sync_run_run_id_seq TO warehouse_writer", SETUP),
+    "its renaming": (ALTER_HISTORY + "RENAME TO elsewhere",
+                     "ALTER TABLE analytics.elsewhere RENAME TO athlete_sync_run", SETUP),
+}
+
+
+@pytest.mark.parametrize("hinder, mend, advice", list(HINDRANCES.values()), ids=list(HINDRANCES))
+def test_a_history_that_refuses_a_row_is_a_warning(world, hinder, mend, advice):
     world.app_has((ANN, "Ann Archer"))
-    with world.warehouse.holding(HOLD_THE_LOCK):
-        world.sync()
-        world.sync("--dry-run")
-    world.sync("--dry-run")
-    assert [(row["result"], row["exit_code"], row["source_rows"])
-            for row in world.history()] == [("skipped", 0, None)]
+    truncate = "TRUNCATE analytics.athlete_sync_run; "
+    with world.warehouse.changed(truncate + hinder, mend + ";" + truncate):
+        with world.warehouse.holding(HOLD_THE_LOCK):
+            skipped = world.sync()
+        good, bad = world.sync(), world.sync("--strict", APP_TABLE="public.nowhere")
+    assert (good.code, good.counts(), world.dimension()) == (0, "1: 1 new", {ANN: "Ann Archer"}), good
+    assert (skipped.code, skipped.result["result"]) == (0, "skipped"), skipped
+    assert (bad.code, errors_of(bad)) == (3, 1) and "nowhere" in bad.err, bad
+    for run in (skipped, good, bad):
+        warning, = [line for line in run.err.splitlines() if "this run is not in the run history" in line]
+        assert advice in warning and "athlete_dim" not in warning.split("; run once")[0], warning
+
+
+def test_renames_that_are_refused_at_the_commit_are_a_warning(world):
+    world.app_has((ANN, "Ann Archer"))
+    world.warehouse_has((ANN, "Ann Before"))
+    with world.warehouse.changed(*trigger("AFTER INSERT", "RAISE EXCEPTION 'no';", RENAMES, deferred=True)):
+        run = world.sync()
+    assert (run.code, run.counts(), world.dimension()) == (0, "1: 1 renamed", {ANN: "Ann Archer"}), run
+    assert "former names are not kept" in run.err and len(world.history()) == 1, run
+
+
+def errors_of(run):
+    return run.err.count(" ERROR ")
+
+
+def test_a_locked_history_is_waited_for_five_seconds(world):
+    world.app_has((ANN, "Ann Archer"))
+    with world.warehouse.locked(HISTORY):
+        good = world.start()
+        bad = world.start(WH_TABLE="analytics.nowhere")
+        good, bad = finish(good), finish(bad)
+    assert good.code == 0 and "this run is not in the run history" in good.err, good
+    assert float(good.result["seconds"]) < 10 and world.dimension() == {ANN: "Ann Archer"}
+    assert bad.code == 3 and "this run is not in the run history" in bad.err, bad
+
+
+def test_a_warehouse_in_latin1_records_what_it_cannot_spell(world, lab):
+    world.app_has((ANN, "Jos\u00e9"), ("\u738b", "Bob Bowman"))
+    with database(lab.warehouse, "latin1", "LATIN1"):
+        lab.warehouse.psql("-f", str(PROJECT / "sql" / "warehouse_setup.sql"), database="latin1")
+        good, bad = world.sync(WH_DB="latin1"), world.sync(WH_DB="latin1", APP_TABLE="public.\u738b")
+        recorded = lab.warehouse.psql("-qAtc", "SELECT result, message LIKE '%\\u738b%'"
+                                      " FROM analytics.athlete_sync_run ORDER BY run_id", database="latin1")
+    assert (good.code, good.counts()) == (0, "2: 1 new, 1 rejected") and "run history" not in good.err, good
+    assert (bad.code, recorded) == (3, "ok|\nfailed|t\n"), bad
 
 
 # The ping
@@ -434,59 +510,3 @@ def test_a_malformed_url_is_a_matter_of_configuration(world, url):
     run = world.sync(SYNC_PING_URL=url)
     assert run.code == 1 and "SYNC_PING_URL" in run.error and TOKEN not in run.out + run.err, run
     assert world.history() == []
-
-
-# A renaming spree, of the size that the guard is there for
-
-
-def thousand(world, changed):
-    athletes = ["00000000-0000-4000-8000-%012d" % number for number in range(1000)]
-    world.warehouse_has(*[(athlete, "Ann Archer") for athlete in athletes])
-    world.app_has(*[(athlete, "Ann Baker" if number < changed else "Ann Archer")
-                    for number, athlete in enumerate(athletes)])
-
-
-@pytest.mark.parametrize("changed, flags, percent, code", [
-    (600, [], None, 3),
-    (600, ["--allow-updates", "599"], None, 3),
-    (600, ["--allow-updates", "600"], None, 0),
-    (600, ["--allow-updates", "0"], "100", 3),
-    (500, [], None, 0),
-    (501, [], None, 3),
-    (600, [], "60", 0),
-    (601, [], "60", 3),
-    (1, [], "0", 3),
-    (0, [], "0", 0),
-    (1000, [], "100", 0),
-])
-def test_a_thousand_athletes_and_how_many_may_be_renamed(world, changed, flags, percent, code):
-    thousand(world, changed)
-    before = world.rows()
-    run = world.sync(*flags, SYNC_MAX_UPDATED_PERCENT=percent)
-    assert run.code == code, run
-    if code == 0:
-        assert run.result["updated"] == changed
-        return
-    assert world.rows() == before
-    for words in ("%d of 1000" % changed, "--dry-run", "--allow-updates %d" % changed, "looks like"):
-        assert words in run.error, run
-    dry = world.sync("--dry-run", *flags, SYNC_MAX_UPDATED_PERCENT=percent)
-    assert (dry.code, dry.result["updated"]) == (0, changed) and "would be refused" in dry.err, dry
-    assert world.rows() == before
-
-
-def test_a_few_athletes_may_all_be_renamed(world):
-    athletes = ["00000000-0000-4000-8000-%012d" % number for number in range(20)]
-    world.warehouse_has(*[(athlete, "Ann Archer") for athlete in athletes[:19]])
-    world.app_has(*[(athlete, "Ann Baker") for athlete in athletes])
-    assert world.sync(SYNC_MAX_UPDATED_PERCENT="0").counts() == "20: 1 new, 19 renamed"
-
-
-def test_the_guard_counts_the_dimension_not_the_app(world):
-    """60 of 100 athletes of the dimension, though the app has a thousand new ones besides."""
-    athletes = ["00000000-0000-4000-8000-%012d" % number for number in range(1100)]
-    world.warehouse_has(*[(athlete, "Ann Archer") for athlete in athletes[:100]])
-    world.app_has(*[(athlete, "Ann Baker" if number < 60 or number >= 100 else "Ann Archer")
-                    for number, athlete in enumerate(athletes)])
-    run = world.sync()
-    assert run.code == 3 and "60 of 100" in run.error, run

@@ -25,7 +25,7 @@ from lab.servers import PROJECT, SCRIPT
 from lab.wine import windows_path
 from test_ends import (  # noqa: F401
     check_failure, test_a_connection_that_the_server_ends, test_a_database_that_cannot_be_reached,
-    test_a_package_that_is_not_installed, test_a_wrong_command_line_is_1_and_not_argparses_2,
+    test_a_package_that_is_missing_or_broken, test_a_wrong_command_line_is_1_and_not_argparses_2,
     test_all_problems_are_reported_together, test_attempts_to_connect_are_announced, test_done,
     test_done_as_json, test_quiet_is_silent_where_all_is_well, test_the_deadline, test_version,
     test_what_is_not_there)
@@ -39,9 +39,10 @@ from test_log_file import (  # noqa: F401
     test_what_is_wrong_with_the_settings_reaches_the_file_that_env_names)
 from test_names import test_all_together, test_names_of_megabytes, test_two_thousand_generated  # noqa: F401
 from test_settings import PASSWORDS, as_file, nothing_set, reader, test_the_environment_wins  # noqa: F401
-from test_rows import (  # noqa: F401
-    test_a_second_run_is_skipped_while_the_first_holds_the_lock, test_history_of_a_run_that_failed,
-    test_history_of_a_run_that_went_well, test_other_dimension, test_rows)
+from test_concurrency import test_a_second_run_is_skipped_while_the_first_holds_the_lock  # noqa: F401
+from test_places import test_other_dimension  # noqa: F401
+from test_rows import test_rows  # noqa: F401
+from test_status import test_history_of_a_run_that_went_well, test_history_of_failures  # noqa: F401
 
 sys.path.insert(0, str(PROJECT / "python" / "lab"))
 from athletes import fill_app
@@ -317,8 +318,7 @@ def test_a_log_that_cannot_be_written(world, tmp_path, name):
 def test_ctrl_c(world, side):
     """Wine makes one of SIGINT, for whatever was started from one console: the launcher and the script."""
     world.app_has((ANN, "Ann Anders"))
-    locked = {"app": 'public."User"', "warehouse": "analytics.athlete_dim"}[side]
-    with getattr(world, side).holding("LOCK TABLE %s IN ACCESS EXCLUSIVE MODE" % locked):
+    with getattr(world, side).locked():
         process = world.start()
         getattr(world, side).wait_until_a_run_waits_for_a_lock()
         began = time.monotonic()
