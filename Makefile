@@ -28,7 +28,7 @@ sync: install  ## run the sync; options as in make sync ARGS=--dry-run
 	@.venv/bin/python $(SCRIPT) $(ARGS)
 
 # Their last line is the answer. make's own, about an error, would read as if they had crashed.
-check: install  ## take the steps of a run on no rows, and say what to type; changes nothing
+check: install  ## look at all that a run needs, and say what to type; changes nothing
 	@.venv/bin/python $(SCRIPT) --check $(ARGS) || true
 
 status: install  ## is the warehouse fresh? the verdict and the last runs

@@ -1,8 +1,7 @@
 -- What:   the role that the sync reads the app as. It may read public."User", and nothing else.
 -- Where:  psql -h <app_host> -U postgres -d <app_db> -f sql/app_readonly.sql
---         To all of it may be added:  -v app_password='...'  -v reader=another_role  -v table='public."Coach"'
--- Who:    a superuser; or the table's owner, who needs CREATEROLE unless the role is there already. CONNECT on
---         the database and USAGE on the schema may be left to their owners, for mostly everybody has them.
+--         Options:  -v app_password='...'  -v reader=another_role  -v table='public."Coach"'
+-- Who:    a superuser; or the owner of the table, with CREATEROLE if the role is not there yet.
 -- Running it again is safe: it keeps the password unless it is given another.
 
 \set ON_ERROR_STOP on
@@ -63,8 +62,7 @@ BEGIN
             E'\n%1$I has no password yet. In psql, type:  \\password %1$I', reader), false);
     END IF;
 
-    -- Before PostgreSQL 15 everybody may create tables in public. This role shall not, and nobody else is
-    -- touched by saying so here.
+    -- Before PostgreSQL 15 everybody may create tables in public. So this role is read-only; others stay as they are.
     BEGIN
         EXECUTE format('ALTER ROLE %I SET default_transaction_read_only = on', reader);
     EXCEPTION WHEN insufficient_privilege THEN

@@ -2,9 +2,8 @@
 -- Where:  psql -h <warehouse_host> -U postgres -d <warehouse_db> -f sql/warehouse_setup.sql
 --         To all of it may be added:  -v writer_password='...'  -v writer=another_role
 --         and, for one more dimension,  -v table=analytics.coach_dim  (WH_TABLE names it).
--- Who:    a superuser; or the owner of the database or of what is there already of all this, who needs CREATEROLE
---         unless the role is there already. Once, and again after an update of the sync: rows stay, columns that
---         a newer version needs are added, and the role keeps its password unless it is given another.
+-- Who:    a superuser; or the owner of the database, with CREATEROLE if the role is not there yet.
+-- Once, and again after each upgrade: rows and the password stay, missing columns are added.
 
 \set ON_ERROR_STOP on
 \set QUIET on
@@ -36,8 +35,8 @@ BEGIN
 END
 $$;
 
--- Half of each page is left free, so that a new version of a row fits beside the old one: a HOT update,
--- which leaves the index alone. 1,000,000 athletes, each rerun stamping all of them:
+-- Half of each page stays free, so that an update is a HOT update, which does not touch the index.
+-- Measured with 1,000,000 athletes, all of them updated in each rerun:
 --   fillfactor    HOT    WAL a rerun    table and index after three reruns
 --           50   99 %         136 MB    187 MB
 --           70   60 %         191 MB    229 MB
@@ -56,15 +55,15 @@ EXCEPTION WHEN undefined_table THEN
             full_name        TEXT NOT NULL,
             source_synced_at TIMESTAMPTZ NOT NULL DEFAULT NOW()
         ) WITH (fillfactor = 50);
-        COMMENT ON TABLE  %1$s IS 'Identity, carried here from the app by make sync. Never deleted from.';
+        COMMENT ON TABLE  %1$s IS 'Athletes, copied here from the app. The sync never deletes any.';
         COMMENT ON COLUMN %1$s.athlete_uuid IS 'The app''s uuid of the athlete.';
         COMMENT ON COLUMN %1$s.full_name IS 'The athlete''s name, byte for byte as the app holds it.';
-        COMMENT ON COLUMN %1$s.source_synced_at IS 'Last run that stamped this athlete; see SYNC_REFRESH.';
+        COMMENT ON COLUMN %1$s.source_synced_at IS 'When a run last wrote this athlete; see SYNC_REFRESH.';
         $make$, dimension);
 END
 $$;
 
--- A table made by hand gets its free half too, for the pages to come; partitions are left to their owner.
+-- A table that is there already gets fillfactor 50 for its new pages; set it on partitions yourself.
 DO $$
 DECLARE
     dimension REGCLASS := current_setting('athlete_sync.table');
@@ -125,11 +124,11 @@ COMMENT ON TABLE  analytics.athlete_sync_run IS 'One row for each run of the ath
 COMMENT ON COLUMN analytics.athlete_sync_run.target IS 'The dimension this run wrote.';
 COMMENT ON COLUMN analytics.athlete_sync_run.missing IS 'Athletes of the dimension that the app no longer has; NULL where the run could not know.';
 COMMENT ON COLUMN analytics.athlete_sync_run.rejects IS 'At most 100 rejected rows: uuid as found, and the reason.';
-COMMENT ON COLUMN analytics.athlete_sync_run.app_position IS 'The app''s oldest open transaction as this run saw it: --incremental takes up there.';
+COMMENT ON COLUMN analytics.athlete_sync_run.app_position IS 'A transaction number of the app: --incremental reads the rows from there on.';
 COMMENT ON COLUMN analytics.athlete_sync_run.app_source IS 'The server, database, table and columns that app_position belongs to.';
 COMMENT ON COLUMN analytics.athlete_sync_run.app_is_unique IS 'Whether the app''s own index rules out two rows for one athlete.';
-COMMENT ON COLUMN analytics.athlete_sync_run.dimension_rows IS 'Athletes in the dimension afterwards; fewer later on make the next incremental run a full one.';
-COMMENT ON COLUMN analytics.athlete_sync_run.max_age IS 'SYNC_MAX_AGE of that run: the view below calls an older last success stale.';
+COMMENT ON COLUMN analytics.athlete_sync_run.dimension_rows IS 'Athletes in the dimension after the run; if there are fewer later, the next run is full.';
+COMMENT ON COLUMN analytics.athlete_sync_run.max_age IS 'SYNC_MAX_AGE of that run: if the last full success is older, it is stale.';
 
 DO $do$
 DECLARE
@@ -178,11 +177,11 @@ EXCEPTION WHEN invalid_table_definition THEN
 END
 $do$;
 
-COMMENT ON VIEW analytics.athlete_sync_health IS 'One row: is the athlete sync well? The verdict is that of make status, which goes by full runs; usual_duration is the median of the last 20 good runs.';
+COMMENT ON VIEW analytics.athlete_sync_health IS 'One row: is the athlete sync well? The verdict is that of make status, which goes by full runs; usual_duration is the median of the last 20 successes.';
 
 -- A row a rename, written before the old name is lost. It serves to find an athlete by a former name, and to
 -- take a run back (python/docs/monitoring.md). Renames can be deleted at any time; the sync never reads them.
--- No key: a history that was put aside numbers its runs from 1 again, and a record must not fail for that.
+-- No key: if the history is made anew, run_id begins at 1 again.
 DO $$
 BEGIN
     IF to_regclass('analytics.athlete_rename') IS NULL THEN

@@ -140,7 +140,7 @@ def show_three_runs(lab: Lab) -> None:
     lab.warehouse.psql("-c", THREE_DAYS_PASS)
     lab.app.psql("-c", UPDATE_APP)
     fill_app(lab.app, 25, SEED, first=ATHLETES + 1)
-    headline("Three days later (the demo set the clock): 50 have a new name, 25 are new, 3 have gone")
+    headline("Three days later (the demo set the clock): 50 to update, 25 to insert, 3 missing")
     run_script(lab)
 
     lab.app.psql("-c", UPDATE_APP_AGAIN)

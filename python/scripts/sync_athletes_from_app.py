@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Carry athlete identity from the app's Postgres into the warehouse's.
+"""Copy the athletes from the app's Postgres into the warehouse's.
 
   app public."User" -> COPY -> pandas checks each chunk -> COPY -> temp staging table
                     -> compare -> one INSERT ... ON CONFLICT -> proof -> commit
@@ -15,19 +15,19 @@ Logs go to stderr; the last line of stdout is the result.
 
 exit codes:
   0  done, or skipped because another run holds the lock
-  1  configuration: a setting is missing or malformed, wrong option, package not installed
+  1  configuration: a setting is missing or wrong, a wrong option, a package not installed
   2  connection: refused, unknown host, wrong password, connection lost, deadline passed
-  3  SQL or data: relation, privilege, constraint, lock or disk; a guard refused; the proof failed
+  3  SQL or data: table, privilege, constraint, lock or disk; a run that looks like an accident
   4  unexpected: a defect, or interrupted by Ctrl-C, SIGTERM or a closed terminal (SIGHUP)
 """
 
 # This file, from the top:
 #   How a run can fail         exit codes, and the exception that carries them
-#   The story                  main, and sync: a run in twenty lines
+#   The story                  main, sync and carry_athletes: a run in forty lines
 #   The steps                  in the order of the run, each right below its SQL
 #   What the run reports       result line, history, ping
 #   Looking                    --check, --status and --diff
-#   Settings                   one row a variable
+#   Settings                   one row each
 #   Connections                one transaction a side, and the deadline
 #   What errors mean           and what to type next
 #   Command line
@@ -62,27 +62,26 @@ from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, Name
 
 log = logging.getLogger("sync_athletes")
 Row = Tuple[Any, ...]  # of a query's result
+# What is ignored from the start stays so: nohup, or a shell that starts a job with &, wants it.
 SIGNALS_TO_STOP = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
-                   if hasattr(signal, name)]
-if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-    SIGNALS_TO_STOP.remove(signal.SIGHUP)  # it was started by nohup
+                   if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN]
 
 
 def leave_at_once(*_: object) -> None:
     try:
         os.write(2, b"ERROR sync: interrupted before it began. Next: run it again (exit code 4)\n")
-    finally:  # though nobody can be told
+    finally:  # even if stderr is closed
         os._exit(4)
 
 
 def withhold(*_: object) -> None:
-    """Python would print such an error with the row that COPY was reading, the athlete's name included."""
+    """Python would print an uncaught error with the row that COPY was reading: an athlete's name."""
     log.warning("sync: an error's text is withheld, for it may quote a row")
 
 
 if __name__ == "__main__":
     sys.excepthook = withhold
-    setattr(sys, "unraisablehook", withhold)  # means nothing to Python 3.7
+    setattr(sys, "unraisablehook", withhold)  # Python 3.7 ignores it
     for _signal in SIGNALS_TO_STOP:  # until the watchdog is there: the imports below take their time
         signal.signal(_signal, leave_at_once)
 
@@ -137,11 +136,11 @@ def main(argv: Optional[List[str]] = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options = read_command_line(argv, report)
+        forget_libpq_variables()
         if options.check:
             show_checks(options, report)
         else:
             settings = read_settings(options.env_file)
-            forget_libpq_variables()
             with Watchdog(settings["SYNC_DEADLINE"], report) as watchdog:
                 if options.status:
                     show_status(settings, report, watchdog)
@@ -168,7 +167,7 @@ def sync_and_report(settings: Settings, options: argparse.Namespace, report: Rep
 
 
 def sync(settings: Settings, options: argparse.Namespace, report: Report, watchdog: Watchdog) -> None:
-    """The lock comes before the app's snapshot, so that of two runs the later one reads the later app."""
+    """Lock first, then take the app's snapshot: a later run must never write an older snapshot."""
     with connect(settings.warehouse, settings, watchdog) as warehouse:
         if take_lock(warehouse, report):
             carry_athletes(warehouse, settings, options, report, watchdog)
@@ -185,10 +184,10 @@ def carry_athletes(warehouse: Database, settings: Settings, options: argparse.Na
     with connect(settings.app, settings, watchdog, before_snapshot=lock_source) as app:
         position = read_position(app, report)
         since = start_of_incremental(position, warehouse, options, report)
-        staged = stream_athletes(app, warehouse, report, since)
-        if since is not None and not staged.source_is_unique:
-            staged = start_again_in_full(app, warehouse, report)
-    athletes = settle_duplicates(warehouse, staged, report)
+        staged_rows = stream_athletes(app, warehouse, report, since)
+        if since is not None and not report.app_is_unique:
+            staged_rows = start_again_in_full(app, warehouse, report)
+    athletes = settle_duplicates(warehouse, staged_rows, report)
     refuse_rejects(report, options)
     rows_to_write = compare_with_dimension(warehouse, athletes, report)
     if options.diff:
@@ -204,8 +203,8 @@ def carry_athletes(warehouse: Database, settings: Settings, options: argparse.Na
 # The steps, each right below its SQL. {dimension} stands for analytics.athlete_dim, and so on.
 # ---------------------------------------------------------------------------------------------
 
-# Transaction-level, so that no pooler can leak it; the table's own number, so that two hosts which
-# spell its name differently still meet. 1096043596 keeps it apart from other programs' locks.
+# Transaction-level, so that no pooler can leak it. Keyed by the dimension's oid, because WH_TABLE may be
+# spelled in two ways. 1096043596 keeps it apart from other programs' locks.
 TAKE_LOCK = """
 SELECT pg_try_advisory_xact_lock(1096043596, {dimension_text}::regclass::oid::integer)
 """
@@ -228,8 +227,8 @@ def take_lock(warehouse: Database, report: Report) -> bool:
     return False
 
 
-# A run ends its transaction by its deadline, or the server does, two seconds later. An older transaction
-# is that of a run which is frozen, or whose host is gone.
+# A run ends its transaction by its deadline; on PostgreSQL 17 the server does, two seconds later. An older
+# one belongs to a run that is frozen, or whose host is gone.
 WHO_HOLDS_THE_LOCK = """
 SELECT held.pid,
        coalesce(activity.client_addr::text, '?'),
@@ -270,8 +269,8 @@ def longest_run(warehouse: Database) -> int:
     return int(warehouse.settings["SYNC_DEADLINE"]) + SECONDS_TO_END_BY_ITSELF
 
 
-# pg_stat_activity does not show the age of another role's sessions, but the history does: a run has been
-# skipped because of the same one, longer ago than any run may take, and none has got the lock since.
+# pg_stat_activity hides the age of another role's session. The history shows it: a skipped run names this
+# session, is older than any run may take, and no run has succeeded since.
 SKIPPED_LONG_AGO = """
 SELECT 1
   FROM analytics.athlete_sync_run
@@ -395,11 +394,11 @@ SELECT app_position, app_source, app_is_unique, dimension_rows, date_trunc('seco
  LIMIT 1
 """
 
-# The oldest transaction that our snapshot saw still open: whatever a later one sees that ours did not
-# was written by that transaction or a younger one. The source says for which rows that holds. A restore, a
-# failover or a crash may take back what our snapshot saw, and give its numbers out again. A crash of one
-# backend leaves the server's start as it was, but every crash resets its statistics. Tables and columns go
-# by number, because a swap of names writes no row. PostgreSQL 9.6 and later.
+# oldest_open is the oldest transaction that was still open in our snapshot. Rows that only a later snapshot
+# sees were written by it or by a younger one, as long as `source` is the same. After a restore, a failover or
+# a crash, rows may be lost and their transaction numbers used again. A crash of one backend does not change
+# the server's start, but every crash resets its statistics. Tables and columns are identified by number,
+# because swapping their names writes no row. PostgreSQL 9.6 and later.
 READ_POSITION = """
 WITH RECURSIVE part (oid) AS (
     SELECT {app_table_text}::regclass::oid
@@ -424,7 +423,7 @@ SELECT txid_snapshot_xmin(snapshot) AS oldest_open,
 """
 
 # Only a plain table, or one whose parts are all plain tables, has xmin. A policy, a virtual column, or a
-# type whose text stands elsewhere (an enum's renamed value) may change what is seen without writing a row.
+# type with its text in another table (an enum) can change what is read without writing a row.
 # to_jsonb, because older servers lack attgenerated.
 HAS_ROW_VERSIONS = """
 WITH RECURSIVE part (oid) AS (
@@ -496,7 +495,7 @@ def read_position(app: Database, report: Report) -> Optional[Position]:
 
 def start_of_incremental(position: Optional[Position], warehouse: Database, options: argparse.Namespace,
                          report: Report) -> Optional[int]:
-    """Return where an incremental run takes up, as xmin has it. Where it can't be incremental: None, in full."""
+    """Return the xmin from which an incremental run reads; None if the run must be full."""
     if not options.incremental:
         return None
     row = warehouse.try_row(READ_LAST_POSITION, target=target_of(warehouse.settings))
@@ -545,57 +544,13 @@ def obstacle_in_warehouse(warehouse: Database, last: LastSuccess, options: argpa
 EMPTY_STAGING = "TRUNCATE pg_temp.tmp_athlete_dim"
 
 
-def start_again_in_full(app: Database, warehouse: Database, report: Report) -> Staged:
+def start_again_in_full(app: Database, warehouse: Database, report: Report) -> int:
     log.info("app: full, not incremental: a changed row spells its uuid as an unchanged one might not")
     warehouse.run(EMPTY_STAGING)
     report.mode = "full"
     report.rejects.clear()
     report.reject_reasons.clear()
     return stream_athletes(app, warehouse, report, None)
-
-
-LOAD_STAGING = "COPY pg_temp.tmp_athlete_dim (athlete_uuid, full_name) FROM STDIN"
-
-
-class Staged(NamedTuple):
-    """What was loaded into staging. `source_is_unique`: the app's unique index rules out repeats."""
-
-    rows: int
-    source_is_unique: bool
-
-
-def stream_athletes(app: Database, warehouse: Database, report: Report, since: Optional[int]) -> Staged:
-    """Copy every good row from the app, or those changed `since`, into staging, a chunk at a time.
-
-    A thread extracts into an OS pipe while this one checks and loads. The pipe is the bounded queue:
-    it holds 64 kB, then makes the faster side wait; and a side that stops closes it, which the
-    other one notices.
-    """
-    any_bytes = app.encoding() == "SQL_ASCII"
-    if any_bytes:  # asked for UTF-8, such a server would stop at the first name that is not
-        app.run("SET LOCAL client_encoding TO 'SQL_ASCII'")
-    read_end, write_end = os.pipe()
-    with open(read_end, "rb", CHUNK_BYTES) as extracted, ThreadPoolExecutor(1) as pool, \
-            progress_bar(report) as bar:
-        extraction = pool.submit(extract_athletes, app, write_end, since)
-        checked = CheckedRows(extracted, extraction, report, any_bytes, bar)
-        try:
-            rows = warehouse.copy(LOAD_STAGING, checked)
-        except SyncError as problem:
-            app.hang_up()
-            raise checked.failure or problem
-        finally:
-            extracted.close()
-    if rows != checked.rows - checked.unreadable:
-        raise proof_failed("staging holds %d of %d rows" % (rows, checked.rows - checked.unreadable))
-    log.info("app: %d rows read, %d staged", report.source, rows)
-    if not report.source and since is None:
-        log.warning("app: %s is empty; nothing to do", app.settings["APP_TABLE"].spelling)
-    unprotected = app.fetch_row(LIST_FOREIGN_TABLES)[0]
-    if unprotected:
-        log.info("app: %s cannot be locked where its rows are: it must not be reloaded meanwhile", unprotected)
-    report.app_is_unique = checked.spelled_once and app.fetch_row(SOURCE_IS_UNIQUE)[0]
-    return Staged(rows, report.app_is_unique)
 
 
 # What was read is locked by us, however it was reached: by a view, or as a partition.
@@ -624,6 +579,43 @@ SELECT EXISTS (
               AND (source.relkind = 'p' OR NOT source.relhassubclass)
        )
 """
+
+LOAD_STAGING = "COPY pg_temp.tmp_athlete_dim (athlete_uuid, full_name) FROM STDIN"
+
+
+def stream_athletes(app: Database, warehouse: Database, report: Report, since: Optional[int]) -> int:
+    """Copy the app's rows, or those changed `since`, into staging, a chunk at a time. Returns how many are there.
+
+    A thread extracts into an OS pipe while this one checks and loads. The pipe is the bounded queue:
+    it holds 64 kB, then makes the faster side wait; and a side that stops closes it, which the
+    other one notices.
+    """
+    any_bytes = app.encoding() == "SQL_ASCII"
+    if any_bytes:  # asked for UTF-8, such a server would stop at the first name that is not
+        app.run("SET LOCAL client_encoding TO 'SQL_ASCII'")
+    read_end, write_end = os.pipe()
+    with open(read_end, "rb", CHUNK_BYTES) as extracted, ThreadPoolExecutor(1) as pool, \
+            progress_bar(report) as bar:
+        extraction = pool.submit(extract_athletes, app, write_end, since)
+        checked = CheckedRows(extracted, extraction, report, any_bytes, bar)
+        try:
+            rows = warehouse.copy(LOAD_STAGING, checked)
+        except SyncError as problem:
+            app.hang_up()
+            raise checked.failure or problem
+        finally:
+            extracted.close()
+    if rows != checked.rows - checked.unreadable:
+        raise proof_failed("staging holds %d of %d rows" % (rows, checked.rows - checked.unreadable))
+    log.info("app: %d rows read, %d staged", report.source, rows)
+    if not report.source and since is None:
+        log.warning("app: %s is empty; nothing to do", app.settings["APP_TABLE"].spelling)
+    unprotected = app.fetch_row(LIST_FOREIGN_TABLES)[0]
+    if unprotected:
+        log.info("app: %s cannot be locked where its rows are: it must not be reloaded meanwhile", unprotected)
+    report.app_is_unique = checked.all_canonical and app.fetch_row(SOURCE_IS_UNIQUE)[0]
+    return rows
+
 
 # Text format: one row a line, NULL is exactly \\N. What comes out here goes into LOAD_STAGING
 # byte for byte.
@@ -670,7 +662,7 @@ class CheckedRows:
         self.any_bytes = any_bytes
         self.failure: Optional[BaseException] = None
         self.rows = self.rejected = self.unreadable = 0
-        self.spelled_once = True
+        self.all_canonical = True
         self.begun_line = b""
         self.good_rows = io.BytesIO()
 
@@ -704,7 +696,7 @@ class CheckedRows:
         """Count the rows, note the rejected, and return the lines that may be staged."""
         rows = check_rows(lines, self.any_bytes)
         self.rows += len(rows)
-        self.spelled_once &= not (rows["is_uuid"] & ~rows["is_canonical"]).any()
+        self.all_canonical &= not (rows["is_uuid"] & ~rows["is_canonical"]).any()
         self.bar.update(len(rows))
         if rows["is_good"].all():
             return lines
@@ -787,11 +779,11 @@ def is_utf8(text: bytes) -> bool:
         return False
 
 
-COPY_ESCAPES = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v"}
-
-
 def uuid_of(lines: bytes, row: Any) -> bytes:
     return lines[row.start:lines.index(b"\t", row.start)]
+
+
+COPY_ESCAPES = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v"}
 
 
 def as_found(uuid: bytes) -> Optional[str]:
@@ -855,15 +847,14 @@ class Athletes(NamedTuple):
     named: int
 
 
-def settle_duplicates(warehouse: Database, staged: Staged, report: Report) -> Athletes:
-    """Leave one row an athlete in staging, without a name where names conflict."""
+def settle_duplicates(warehouse: Database, staged_rows: int, report: Report) -> Athletes:
+    """Keep one row per athlete in staging, without a name where names conflict."""
     report.repeated = 0
     named_rows = report.source - report.rejected
-    if staged.source_is_unique:  # refuse_repeated_changes finds out if the index is corrupt
-        return Athletes(staged.rows, named_rows)
-    seen = warehouse.fetch_row(COUNT_ATHLETES)[0]
-    if seen == staged.rows:
-        return Athletes(staged.rows, named_rows)
+    # Where the unique index is corrupt, refuse_repeated_changes fails, or the INSERT.
+    seen = staged_rows if report.app_is_unique else warehouse.fetch_row(COUNT_ATHLETES)[0]
+    if seen == staged_rows:
+        return Athletes(seen, named_rows)
     for (uuid,) in warehouse.run(LIST_CONFLICTS, limit=report.room_for_rejects()):
         report.reject(uuid, NAMES_DIFFER)
     conflicting_rows = warehouse.run(REJECT_CONFLICTS).rowcount
@@ -877,7 +868,7 @@ def settle_duplicates(warehouse: Database, staged: Staged, report: Report) -> At
 
 
 def refuse_rejects(report: Report, options: argparse.Namespace) -> None:
-    """Warn of rejected rows; with --strict, or if every row was rejected, raise SyncError (data)."""
+    """Warn of rejected rows; refuse the run with --strict, or if a full run rejected every row."""
     if not report.rejected:
         return
     log.warning("app: %d rows rejected: %s; --dry-run --json lists up to %d of them", report.rejected,
@@ -892,12 +883,13 @@ def refuse_rejects(report: Report, options: argparse.Namespace) -> None:
             "--dry-run --json lists them; mend them in the app, or leave --strict out"), options)
 
 
-# The one join of staging and dimension; where that is distributed, it needs Citus 11.2 (its issue 6574).
+# This decides what is new, renamed or unchanged. If the dimension is distributed, it needs Citus 11.2 (issue 6574).
 COMPARED = """
 SELECT staged.athlete_uuid,
        staged.full_name,
        known.athlete_uuid IS NULL AS is_new,
-       known.full_name COLLATE "C" IS DISTINCT FROM staged.full_name COLLATE "C" AS is_renamed,
+       known.athlete_uuid IS NOT NULL AND staged.full_name IS NOT NULL
+           AND known.full_name COLLATE "C" IS DISTINCT FROM staged.full_name COLLATE "C" AS is_renamed,
        coalesce(known.source_synced_at, '-infinity') < now() - %(stamp_older_than)s::interval AS is_due
   FROM pg_temp.tmp_athlete_dim AS staged
   LEFT JOIN {dimension} AS known ON known.athlete_uuid = staged.athlete_uuid
@@ -910,7 +902,7 @@ KEEP_CHANGES = """
 CREATE TEMP TABLE tmp_athlete_change ON COMMIT DROP AS
 SELECT compared.*, NULL::bigint AS in_dimension
   FROM (""" + COMPARED + """) AS compared
- WHERE is_new OR (full_name IS NOT NULL AND (is_renamed OR is_due))
+ WHERE is_new OR is_renamed OR (full_name IS NOT NULL AND is_due)
  UNION ALL
 SELECT NULL, NULL, NULL, NULL, NULL, count(*)
   FROM {dimension}
@@ -920,8 +912,7 @@ SELECT NULL, NULL, NULL, NULL, NULL, count(*)
 COUNTS = """
 SELECT count(*) FILTER (WHERE is_new)                                 AS unknown,
        count(*) FILTER (WHERE is_new AND full_name IS NOT NULL)       AS inserted,
-       count(*) FILTER (WHERE NOT is_new AND full_name IS NOT NULL
-                              AND is_renamed)                         AS renamed,
+       count(*) FILTER (WHERE is_renamed)                             AS renamed,
        count(full_name)                                               AS to_write,
        """
 
@@ -1008,7 +999,7 @@ def refuse_too_many_renames(report: Report, settings: Settings, options: argpars
     else:
         limit = "--allow-updates %d" % allowed
     refuse(SyncError(
-        SQL_OR_DATA, "warehouse", "%d of %d athletes would be renamed, more than %s allows; that looks like "
+        SQL_OR_DATA, "warehouse", "%d of %d athletes would be updated, more than %s allows; that looks like "
         "a wrong column, table or database" % (report.updated, in_dimension, limit),
         "look with --dry-run --diff; if it is meant, run with --allow-updates %d" % report.updated), options)
 
@@ -1019,7 +1010,7 @@ def refuse(problem: SyncError, options: argparse.Namespace) -> None:
     log.warning("without --dry-run this would be refused: %s", problem)
 
 
-# What the upsert is about to overwrite. COMPARED's shape of join, for the same reason.
+# The names that the upsert will overwrite. A LEFT JOIN as in COMPARED, for Citus.
 RENAMED = """
 SELECT staged.athlete_uuid AS uuid,
        known.full_name     AS old_name,
@@ -1139,7 +1130,7 @@ def proof_failed(what: str) -> SyncError:
 # ---------------------------------------------------------------------------------------------
 
 
-# An int, or None, never 0, where it is not known. Any, because mypy cannot see which step has counted it.
+# An int; None, never 0, if it is not known. Any, because mypy cannot see which step sets it.
 Count = Any
 
 
@@ -1165,7 +1156,7 @@ class Report:
     rejects: List[Dict[str, Optional[str]]] = field(default_factory=list)
     reject_reasons: Counter[str] = field(default_factory=Counter)
     message: Optional[str] = None
-    run_id: Optional[int] = None  # where renames were recorded; else the history draws its own
+    run_id: Optional[int] = None  # set if renames were recorded; else the sequence gives one
     shows_changes: bool = False
     changes: Optional[Dict[str, Any]] = None
     answer: Optional[str] = None  # what --check and --status say instead of the result line
@@ -1193,19 +1184,17 @@ class Report:
 
     def fail(self, problem: SyncError) -> None:
         with self.saying:
-            if not self.said.is_set():
-                self.note_failure(problem)
-
-    def note_failure(self, problem: SyncError) -> None:
-        self.result, self.exit_code, self.message = "failed", problem.code, str(problem)
-        self.inserted = self.updated = self.unchanged = self.missing = self.repeated = None
-        cause = problem.__cause__ or problem
-        # Not the exception's own text: Postgres puts whole rows into its details.
-        log.debug("%s\n%s", type(cause).__name__, "".join(traceback.format_tb(cause.__traceback__)).rstrip())
-        log.error("%s", problem)
+            if self.said.is_set():
+                return
+            self.result, self.exit_code, self.message = "failed", problem.code, str(problem)
+            self.inserted = self.updated = self.unchanged = self.missing = self.repeated = None
+            cause = problem.__cause__ or problem
+            # Not the exception's own text: Postgres puts whole rows into its details.
+            log.debug("%s\n%s", type(cause).__name__, "".join(traceback.format_tb(cause.__traceback__)).rstrip())
+            log.error("%s", problem)
 
     def say_result(self, problem: Optional[SyncError] = None) -> None:
-        """Say it once, whoever comes first: the run itself, or the watchdog with the `problem` that ends it."""
+        """Report the result once: by the run, or by the watchdog with the `problem` that ends it."""
         with self.saying:
             if self.said.is_set():
                 return
@@ -1241,15 +1230,13 @@ class Report:
         return json.dumps({key: values[key] for key in keys.split()})
 
 
-HISTORY_COLUMNS = """
+# Both times are the server's: the hosts' clocks may differ. started_at is never after now(), this run's stamp,
+# so with SYNC_REFRESH=always an older stamp means missing.
+RECORD_RUN = """
+INSERT INTO analytics.athlete_sync_run (
         run_id, target, started_at, finished_at, mode, result, exit_code, source_rows, inserted, updated,
         unchanged, missing, rejected, repeated, rejects, message, host, version, max_age,
-        app_position, app_source, app_is_unique, dimension_rows"""
-
-# The server's clock on both ends: hosts that run the sync may disagree about the time. Never later than now(),
-# with which athletes are stamped: who has an older stamp is missing.
-RECORD_RUN = """
-INSERT INTO analytics.athlete_sync_run (""" + HISTORY_COLUMNS + """)
+        app_position, app_source, app_is_unique, dimension_rows)
 VALUES (%(run_id)s, %(target)s,
         least(now(), clock_timestamp() - %(seconds)s * interval '1 second'), clock_timestamp(),
         %(mode)s, %(result)s, %(exit_code)s, %(source)s, %(inserted)s, %(updated)s,
@@ -1281,7 +1268,7 @@ def record_failure(settings: Settings, report: Report, watchdog: Watchdog) -> No
         connection.close()
     except Exception as error:
         state = getattr(error, "pgcode", None)
-        # Without a state the warehouse is out of reach. And what ended the run itself has been said.
+        # No state: the warehouse is unreachable. The error that ended the run is already logged.
         said = report.message or ""
         is_said = said.startswith("warehouse: ") and "[%s]" % state in said
         # After a COMMIT without an answer the row may be there already.
@@ -1303,11 +1290,10 @@ def next_step_for_history(state: str, table: str, settings: Settings) -> str:
 
 def history_row(settings: Settings, report: Report, encoding: str) -> Dict[str, Any]:
     """The parameters of RECORD_RUN. Where the warehouse may lack a character, it is written as \\uXXXX."""
-    dimension_rows, message = None, report.message
+    message = report.message
     if message and encoding != "UTF8":
         message = message.encode("ascii", "backslashreplace").decode()
-    if report.inserted is not None:
-        dimension_rows = report.in_dimension + report.inserted
+    dimension_rows = None if report.inserted is None else report.in_dimension + report.inserted
     run_id = report.run_id or psycopg2.extensions.AsIs("DEFAULT")
     return dict(vars(report), run_id=run_id, message=message, target=target_of(settings), seconds=report.seconds(),
                 dimension_rows=dimension_rows,
@@ -1332,15 +1318,12 @@ SECONDS_TO_REPORT = 5
 
 
 class Notifier:
-    """Reports to the ping service and, a failure, to the run history; in threads, because either may not answer."""
+    """Pings the result and, if it failed, writes it into the history; in threads, as either may hang."""
 
     def __init__(self, settings: Settings, report: Report, watchdog: Watchdog):
         self.settings, self.report, self.watchdog = settings, report, watchdog
         self.url = settings["SYNC_PING_URL"]
-        self.start = self.ping("start", "") if self.url else None
-
-    def ping(self, event: str, body: str) -> threading.Thread:
-        return in_background(lambda: ping(self.url, event, body))
+        self.start = in_background(lambda: ping(self.url, "start", "")) if self.url else None
 
     def send_result(self) -> None:
         """Wait as long as pings may take, but at most SECONDS_TO_REPORT after a stop or the deadline."""
@@ -1358,8 +1341,8 @@ class Notifier:
 
     def is_to_be_recorded(self) -> bool:
         """A failure, unless the warehouse itself did not let the run in: it would not do so now."""
-        stopped = self.watchdog.stopped_by is not None
-        return self.report.exit_code != OK and (stopped or self.watchdog.has_reached("warehouse"))
+        was_let_in = any(database.endpoint.side == "warehouse" for database in self.watchdog.databases)
+        return self.report.exit_code != OK and (was_let_in or self.watchdog.stopped_by is not None)
 
     def record(self) -> None:
         record_failure(self.settings, self.report, self.watchdog)
@@ -1376,7 +1359,7 @@ class Notifier:
 
 
 def ping_early_end(argv: List[str], report: Report) -> None:
-    """A run that ends on its command line or its settings is told too, if SYNC_PING_URL itself is well."""
+    """Ping also when the command line or the settings are wrong, if SYNC_PING_URL is valid."""
     if {"--dry-run", "--check", "--status"} & set(argv):
         return
     try:
@@ -1393,7 +1376,7 @@ def in_background(act: Callable[[], None]) -> threading.Thread:
 
 
 def ping(url: str, event: str, body: str) -> None:
-    import urllib.request  # here, because it takes as long to import as ten athletes to sync
+    import urllib.request  # here, because most runs do not ping, and the import is slow
     try:
         urllib.request.urlopen("%s/%s" % (url, event), body.encode(), PING_SECONDS).close()
     except Exception as error:  # a ping never fails the run
@@ -1426,7 +1409,6 @@ def show_checks(options: argparse.Namespace, report: Report) -> None:
         checks = [failed("settings", problem)]
     else:
         checks = check_settings(settings) + check_env_file(env_path(options.env_file))
-        forget_libpq_variables()
         with Watchdog(settings["SYNC_DEADLINE"], report) as watchdog:
             rehearse(settings, options, watchdog, checks)
     # In the order of the run: it would end at the first.
@@ -1500,7 +1482,7 @@ def check_password(endpoint: Endpoint, settings: Settings) -> List[Check]:
 
 
 class Look(NamedTuple):
-    """A question that a run does not ask. Each row of the answer is a warning: what was found, what mends it."""
+    """A query that a run does not make. Each row is a warning: what was found, and how to fix it."""
 
     subject: str
     question: str
@@ -1515,7 +1497,7 @@ SELECT current_setting('server_encoding'),
 APP_LOOKS = [
     ENCODING,
     Look("read only", """
-SELECT 'the role is a superuser', 'as another superuser: ALTER ROLE {user} NOSUPERUSER;'
+SELECT 'the role is a superuser', 'as another superuser: ALTER ROLE {{user}} NOSUPERUSER;'
   FROM pg_catalog.pg_roles
  WHERE rolname = current_user AND rolsuper
  UNION ALL
@@ -1544,7 +1526,7 @@ SELECT 'the role is a superuser', 'as another superuser: ALTER ROLE {user} NOSUP
   LIMIT 3)
 """),
     Look("row security", """
-SELECT 'policies may hide rows', 'as a superuser: ALTER ROLE {user} BYPASSRLS;'
+SELECT 'policies may hide rows', 'as a superuser: ALTER ROLE {{user}} BYPASSRLS;'
  WHERE row_security_active({app_table_text}::regclass)
 """),
 ]
@@ -1552,20 +1534,20 @@ SELECT 'policies may hide rows', 'as a superuser: ALTER ROLE {user} BYPASSRLS;'
 WAREHOUSE_LOOKS = [
     ENCODING,
     Look("triggers", """
-SELECT quote_ident(tgname), 'ALTER TABLE {table} DISABLE TRIGGER ' || quote_ident(tgname) || ';'
+SELECT quote_ident(tgname), 'ALTER TABLE {{table}} DISABLE TRIGGER ' || quote_ident(tgname) || ';'
   FROM pg_catalog.pg_trigger
  WHERE tgrelid = {dimension_text}::regclass AND NOT tgisinternal AND tgenabled <> 'D'
 """),
     Look("cheap reruns", """
 SELECT 'index ' || indexrelid::regclass || ' is rewritten with every stamp',
-       coalesce('ALTER TABLE {table} DROP CONSTRAINT ' || quote_ident(conname) || ';',
+       coalesce('ALTER TABLE {{table}} DROP CONSTRAINT ' || quote_ident(conname) || ';',
                 'DROP INDEX ' || indexrelid::regclass || ';')
   FROM pg_catalog.pg_index
   JOIN pg_catalog.pg_attribute ON attrelid = indrelid AND attnum = ANY (indkey)
   LEFT JOIN pg_catalog.pg_constraint ON conindid = indexrelid
  WHERE indrelid = {dimension_text}::regclass AND attname = 'source_synced_at'
  UNION ALL
-SELECT 'fillfactor ' || fillfactor, 'ALTER TABLE {table} SET (fillfactor = 50);'
+SELECT 'fillfactor ' || fillfactor, 'ALTER TABLE {{table}} SET (fillfactor = 50);'
   FROM (SELECT coalesce(substring(array_to_string(reloptions, ' ') FROM 'fillfactor=([0-9]+)'),
                         '100')::integer AS fillfactor
           FROM pg_catalog.pg_class
@@ -1573,18 +1555,18 @@ SELECT 'fillfactor ' || fillfactor, 'ALTER TABLE {table} SET (fillfactor = 50);'
  WHERE fillfactor > 70
 """),
     Look("numbering", """
-SELECT 'the role may not number runs', 'GRANT USAGE ON SEQUENCE ' || sequence || ' TO {user};'
+SELECT 'the role may not number runs', 'GRANT USAGE ON SEQUENCE ' || sequence || ' TO {{user}};'
   FROM pg_get_serial_sequence('analytics.athlete_sync_run', 'run_id') AS sequence
  WHERE NOT has_sequence_privilege(sequence, 'USAGE')
 """),
     Look("status", """
-SELECT 'the role may not read analytics.' || relname, 'GRANT SELECT ON TABLE analytics.' || relname || ' TO {user};'
+SELECT 'the role may not read analytics.' || relname, 'GRANT SELECT ON TABLE analytics.' || relname || ' TO {{user}};'
   FROM pg_catalog.pg_class
  WHERE relname IN ('athlete_sync_run', 'athlete_sync_health')
    AND relnamespace::regnamespace::text = 'analytics'
    AND NOT has_table_privilege(pg_class.oid, 'SELECT')
  UNION ALL
-SELECT 'there is no analytics.athlete_sync_health', 'run again: {setup}'
+SELECT 'there is no analytics.athlete_sync_health', 'run again: {{setup}}'
  WHERE NOT EXISTS (SELECT 1
                      FROM pg_catalog.pg_class
                     WHERE relname = 'athlete_sync_health'
@@ -1613,22 +1595,26 @@ def look_around(database: Database, looks: List[Look]) -> List[Check]:
         checks.append(Check("ok", side, "pooler", "there is one; a run is one transaction"))
     for look in looks:
         database.run("SAVEPOINT before_look")
+        nothing = "nothing to tell"
         try:
-            rows = database.run(re.sub("{(user|table|setup)}", r"{{\1}}", look.question)).fetchall()
+            rows = database.run(look.question).fetchall()
         except SyncError:
-            rows = []
+            rows, nothing = [], "could not be asked"
         database.run("ROLLBACK TO SAVEPOINT before_look")
         checks += [Check("warn", side, look.subject, found, re.sub(
             "{(user|table|setup)}", lambda name: advice[name.group(1)], mend)) for found, mend in rows]
-        checks += [] if rows else [Check("ok", side, look.subject, "nothing to tell")]
+        checks += [] if rows else [Check("ok", side, look.subject, nothing)]
     return checks
+
+
+READ_CLOCK = "SELECT extract(epoch FROM clock_timestamp())::float"
 
 
 def rehearse(settings: Settings, options: argparse.Namespace, watchdog: Watchdog, checks: List[Check]) -> None:
     """The steps of sync and carry_athletes, in their order. What fails on one side does not hide the other."""
-    app_was_tried, stamps_rarely = False, settings["SYNC_REFRESH"] == "never"
+    app_was_tried, stamps_never = False, settings["SYNC_REFRESH"] == "never"
     with noting_failure(checks), connect(settings.warehouse, settings, watchdog) as warehouse:
-        checks += look_around(warehouse, WAREHOUSE_LOOKS + ([] if stamps_rarely else [SERIAL]))
+        checks += look_around(warehouse, WAREHOUSE_LOOKS + ([] if stamps_never else [SERIAL]))
         clock = warehouse.fetch_row(READ_CLOCK)[0] - time.time()
         is_free = lock_is_free(warehouse, checks)
         refuse_inheritance(warehouse)
@@ -1655,21 +1641,22 @@ def lock_is_free(warehouse: Database, checks: List[Check]) -> bool:
     warehouse.run("SAVEPOINT before_lock")
     is_free: bool = warehouse.fetch_row(TAKE_LOCK)[0]
     warehouse.run("ROLLBACK TO SAVEPOINT before_lock")  # else a run that begins meanwhile would be skipped
-    held = "held by %s, so nothing was written" % str(lock_holder(warehouse))
+    holder = lock_holder(warehouse) or "a run that has just ended"
     checks.append(Check("ok", "warehouse", "run's lock", "free") if is_free else
-                  Check("warn", "warehouse", "run's lock", held, "wait for that run to end"))
+                  Check("warn", "warehouse", "run's lock", "held by %s, so nothing was written" % str(holder),
+                        "wait for that run to end"))
     return is_free
 
 
 def rehearse_app(settings: Settings, options: argparse.Namespace, watchdog: Watchdog, checks: List[Check],
-                 warehouse: Optional[Database] = None, warehouse_clock: Optional[float] = None) -> None:
+                 warehouse: Optional[Database] = None, warehouse_clock: float = 0.0) -> None:
     """Read the app as a run does, into the warehouse's staging if there is one, which is emptied again."""
     with noting_failure(checks), connect(settings.app, settings, watchdog, lock_source) as app:
         checks += look_around(app, APP_LOOKS)
-        checks += check_clocks(app.fetch_row(READ_CLOCK)[0] - time.time(), warehouse_clock)
         if not warehouse:
             app.copy(EXTRACT_ATHLETES, io.BytesIO())
             return
+        checks.append(check_clocks(app.fetch_row(READ_CLOCK)[0] - time.time(), warehouse_clock))
         warehouse.run("SAVEPOINT before_app")
         report = Report(quiet=True)
         try:
@@ -1687,7 +1674,7 @@ def check_rejects(report: Report) -> Check:
     return Check("ok", "app", "rows", "%d rows, none rejected" % report.source)
 
 
-# Two, because one alone would not show that stamps have to be unique. Such names pass a sensible CHECK.
+# Two, to detect a UNIQUE index on source_synced_at. Names that a usual CHECK accepts.
 MAKE_UP_ATHLETES = """
 INSERT INTO pg_temp.tmp_athlete_dim
 SELECT md5(random()::text || clock_timestamp())::uuid, name
@@ -1735,16 +1722,11 @@ def check_tls(database: Database) -> Check:
                  "set %s_SSLMODE=require, better verify-full" % endpoint.prefix)
 
 
-READ_CLOCK = "SELECT extract(epoch FROM clock_timestamp())::float"
-
-
-def check_clocks(app_clock: Optional[float], warehouse_clock: Optional[float]) -> List[Check]:
-    if app_clock is None or warehouse_clock is None:
-        return []
+def check_clocks(app_clock: float, warehouse_clock: float) -> Check:
     apart = abs(app_clock - warehouse_clock)
     if apart > 60:
-        return [Check("warn", "both", "clocks", "%.0f s apart" % apart, "timedatectl status, on both")]
-    return [Check("ok", "app", "clocks", "%.0f s apart" % apart)]
+        return Check("warn", "both", "clocks", "%.0f s apart" % apart, "timedatectl status, on both")
+    return Check("ok", "app", "clocks", "%.0f s apart" % apart)
 
 
 # The verdict of the view analytics.athlete_sync_health, which goes by the SYNC_MAX_AGE of the last run.
@@ -1789,6 +1771,20 @@ SELECT extract(epoch FROM now() - finished_at)::bigint, rejected, missing
 """
 
 
+LIST_LAST_REJECTS = """
+SELECT DISTINCT reject ->> 'uuid', reject ->> 'reason'
+  FROM analytics.athlete_sync_run, jsonb_array_elements(rejects) AS reject
+ WHERE target = %(target)s
+   AND run_id >= (SELECT coalesce(max(run_id), 0)
+                    FROM analytics.athlete_sync_run
+                   WHERE target = %(target)s
+                     AND result = 'ok'
+                     AND mode = 'full')
+ ORDER BY 2, 1
+ LIMIT 100
+"""
+
+
 def show_status(settings: Settings, report: Report, watchdog: Watchdog) -> None:
     """Say whether the warehouse is fresh, from the run history. Exit code 0 if so, 3 if not."""
     target = target_of(settings)
@@ -1799,6 +1795,7 @@ def show_status(settings: Settings, report: Report, watchdog: Watchdog) -> None:
         runs = [dict(zip([column.name for column in cursor.description], row)) for row in cursor]
         full = warehouse.run(READ_LAST_FULL_RUN, target=target).fetchone()
         standing = int(warehouse.fetch_row(COUNT_STANDING_REJECTS, target=target)[0])
+        rejects = last_rejects(warehouse, target)
         holder = lock_holder(warehouse)
     running = str(holder) if holder else None
     report.exit_code = OK if verdict == "healthy" else SQL_OR_DATA
@@ -1814,7 +1811,7 @@ def show_status(settings: Settings, report: Report, watchdog: Watchdog) -> None:
                          else "no success yet" if runs else "not run yet: make sync")]
             + last_failure(verdict, runs)
             + last_full_run(full, standing)
-            + ["running: %s" % running] * bool(running) + table_of_runs(runs) + last_rejects(runs))
+            + ["running: %s" % running] * bool(running) + table_of_runs(runs) + rejects)
 
 
 @contextmanager
@@ -1855,14 +1852,10 @@ def table_of_runs(runs: List[Dict[str, Any]]) -> List[str]:
     return lines
 
 
-def last_rejects(runs: List[Dict[str, Any]]) -> List[str]:
+def last_rejects(warehouse: Database, target: str) -> List[str]:
     """Those of the last full run and of all since: no incremental run reads them again, unless they change."""
-    lines = []
-    for run in runs:
-        lines += ["  %s: %s" % (ascii(reject["uuid"]), reject["reason"]) for reject in run["rejects"]]
-        if (run["mode"], run["result"]) == ("full", "ok"):
-            break
-    return ["", "rejected by the last full run and since:"] + list(dict.fromkeys(lines)) if lines else []
+    lines = ["  %s: %s" % (ascii(uuid), reason) for uuid, reason in warehouse.run(LIST_LAST_REJECTS, target=target)]
+    return ["", "rejected by the last full run and since:"] + lines if lines else []
 
 
 def in_words(seconds: int) -> str:
@@ -1932,7 +1925,7 @@ def change_lines(report: Report) -> List[str]:
 
 
 def one_line(name: Optional[str], longest: int = 60) -> str:
-    """A name as a terminal may see it: no control, no bidirectional mark; quoted where its end is not plain."""
+    """A name that is safe on a terminal: control and bidi characters escaped, quoted if ambiguous."""
     if name is None:
         return "NULL"
     shown = "".join(character if character.isprintable() and character != "\\" else ascii(character)[1:-1]
@@ -1943,7 +1936,7 @@ def one_line(name: Optional[str], longest: int = 60) -> str:
 
 
 # ---------------------------------------------------------------------------------------------
-# Settings: one row a variable. README and .env.example follow this table, and a test says so.
+# Settings: one row each. settings.md and .env.example follow this table, and a test says so.
 # ---------------------------------------------------------------------------------------------
 
 
@@ -1961,19 +1954,15 @@ ASCII_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 def read_name(text: str) -> SqlName:
     """Read a possibly dotted name as SQL reads it: unquoted folds to lower case, quoted is exact."""
     parts, position = [], 0
-    while True:
+    while position <= len(text):
         match = IDENTIFIER.match(text, position)
-        if not match:
+        if not match or text[match.end():match.end() + 1] not in ("", "."):
             raise ValueError('not a name as SQL writes it, such as public."User"')
-        quoted, plain = match.groups()
+        exact, plain = match.groups()
         # Postgres folds only ASCII letters of a UTF-8 name.
-        parts.append(plain.translate(ASCII_LOWER) if plain else quoted.replace('""', '"'))
-        position = match.end()
-        if position == len(text):
-            return SqlName(text, sql.Identifier(*parts))
-        if text[position] != ".":
-            raise ValueError('not a name as SQL writes it, such as public."User"')
-        position += 1
+        parts.append(plain.translate(ASCII_LOWER) if plain else exact.replace('""', '"'))
+        position = match.end() + 1
+    return SqlName(text, sql.Identifier(*parts))
 
 
 def read_dimension(text: str) -> SqlName:
@@ -2037,7 +2026,7 @@ def read_ping_url(text: str) -> str:
 IN_URLS = "in a password, a user or a database write @ : / ? # % as %40 %3A %2F %3F %23 %25"
 URLS_GO_ELSEWHERE = "a URL goes into APP_DATABASE_URL or WH_DATABASE_URL, and there: " + IN_URLS
 
-# Of Prisma's own parameters, those that do not concern libpq: it has its schema in APP_TABLE, and one connection.
+# Prisma's parameters that libpq does not need: APP_TABLE names the schema, and a run has one connection.
 PRISMA_PARAMETERS = ("schema", "pgbouncer", "connection_limit", "pool_timeout", "socket_timeout",
                      "statement_cache_size")
 
@@ -2081,7 +2070,7 @@ def check_hosts(libpq: Dict[str, str]) -> None:
 
 
 def read_host(text: str) -> str:
-    """Names, addresses, or folders of sockets; a URL, or a piece of one, would show its password."""
+    """Host names, addresses or socket folders; not a URL: messages would show its password."""
     for host in text.split(","):
         is_folder = re.match("/[^/]", host)  # of Cloud SQL: /cloudsql/project:region:instance
         if "@" in host or not is_folder and (re.search(r"[/=\s]", host) or ":" in host and not is_ipv6(host)):
@@ -2135,12 +2124,12 @@ SETTINGS = side_settings("APP", "app") + side_settings("WH", "warehouse") + [
     Setting("SYNC_CONNECT_ATTEMPTS", "3", read_count, "attempts to connect; the waits between them grow"),
     Setting("SYNC_DEADLINE", "3600", read_count, "seconds; a run that takes longer is stopped and exits 2"),
     Setting("SYNC_MAX_UPDATED_PERCENT", "50", read_percent,
-            "if more percent of the athletes would get a new name, the run stops and changes nothing; counts from "
-            "20 athletes on"),
+            "if more than this percent of the athletes would be updated, the run stops and changes nothing; "
+            "from 20 athletes on"),
     Setting("SYNC_REFRESH", "always", read_refresh,
             "when an unchanged athlete gets a new source_synced_at: always, after a time (30m, 12h, 2d), or never"),
     Setting("SYNC_MAX_AGE", "2d", read_period,
-            "if the last success is older, --status and the health view say stale"),
+            "if the last full success is older, --status and the health view say stale"),
     Setting("SYNC_PING_URL", None, read_ping_url,
             "a URL to tell of start and result, as healthchecks.io expects"),
     Setting("SYNC_LOG_FILE", None, str,
@@ -2180,7 +2169,7 @@ class Settings:
         return self.values[name]
 
     def names(self, connection: Any) -> Dict[str, sql.Composable]:
-        """The configured names, for the placeholders of the SQL below; _text is for regclass."""
+        """The configured names, for the SQL's {placeholders}; ..._text is a string literal."""
         app_table, dimension = self["APP_TABLE"].identifier, self["WH_TABLE"].identifier
         uuid_column, name_column = self["APP_UUID_COLUMN"].identifier, self["APP_NAME_COLUMN"].identifier
         return {
@@ -2286,7 +2275,7 @@ def read_env_file(env_file: Optional[str]) -> Dict[str, Optional[str]]:
         with path.open(encoding="utf-8-sig") as lines:  # editors on Windows write a byte order mark
             # Without interpolation: a $ in a password is a $.
             return dict(dotenv_values(stream=lines, interpolate=False))
-    except (OSError, ValueError) as problem:  # of the latter kind is UnicodeDecodeError
+    except (OSError, ValueError) as problem:  # UnicodeDecodeError is a ValueError
         reason = getattr(problem, "strerror", None) or "it is not UTF-8 text"
         raise SyncError(CONFIGURATION, "settings", "cannot read %s: %s" % (path, reason),
                         "make it a readable UTF-8 file, or name another with --env-file") from problem
@@ -2384,7 +2373,7 @@ def open_with_retries(endpoint: Endpoint, settings: Settings, watchdog: Watchdog
             watchdog.check()
             explanation = explanation_of_refusal(error)
             if attempt == attempts or not explanation.worth_retrying:
-                raise explain_refusal(error, explanation, endpoint, settings) from error
+                raise problem_of(explanation, last_attempt(words_of(error)), endpoint, settings) from error
         pause = 2 ** (attempt - 1)
         log.info("%s: attempt %d of %d failed (%s); next in %d s",
                  endpoint.side, attempt, attempts, explanation.meaning, pause)
@@ -2406,15 +2395,14 @@ class Database:
     def __init__(self, endpoint: Endpoint, connection: Any, settings: Settings, watchdog: Watchdog):
         self.endpoint, self.connection = endpoint, connection
         self.settings, self.watchdog = settings, watchdog
-        # To be asked of the server: a pooler, if there is one, hands out numbers of its own.
+        # connect() replaces it by the server's own pid: a pooler reports another number.
         self.backend: int = connection.info.backend_pid
 
     def begin(self, isolation_of_app: str) -> None:
-        """Begin the transaction anew, and let the server end it shortly after our own deadline."""
+        """Begin the transaction anew; the server ends it two seconds after our deadline, whose message is better."""
         self.connection.rollback()
         if self.endpoint.side == "app":
             self.connection.set_session(isolation_level=isolation_of_app, readonly=True)
-        # Two seconds more than our own deadline, whose message is better.
         milliseconds = sql.Literal(min(int(self.watchdog.seconds_left() + 2) * 1000, 2 ** 31 - 1))
         self.run("; ".join(statement for version, statement in SET_TIMEOUTS
                            if version <= self.connection.server_version), milliseconds=milliseconds)
@@ -2436,7 +2424,7 @@ class Database:
         return self.run(statement, **values).fetchone()
 
     def try_row(self, statement: str, **values: Any) -> Optional[Row]:
-        """Return the row, or None where there is none, or what it asks for is not there or not allowed."""
+        """Return the row; None if there is none, or if a table, column or privilege is missing."""
         self.run("SAVEPOINT before_try")
         try:
             row: Optional[Row] = self.fetch_row(statement, **values)
@@ -2507,8 +2495,9 @@ class Watchdog(threading.Thread):
 
     A thread, because the main one may sit in libpq, where Python's signal handlers do not run. It
     asks the servers to cancel, then cuts the connections, then says the result itself: each step only if
-    the one before has not helped. What is told after the result has SECONDS_TO_REPORT, or until a second
-    signal; then the process ends. Signals reach it through a socket, which works on Windows too.
+    the one before has not helped. After the result, ping and history have SECONDS_TO_REPORT, or until a
+    second signal; then the process ends. Signals reach it through a socket, which works on Windows too. If
+    this process is frozen, SET_TIMEOUTS and the next run's end_holder take its place.
     """
 
     SECONDS_TO_CANCEL, SECONDS_TO_UNWIND = 0.8, 0.6
@@ -2523,6 +2512,32 @@ class Watchdog(threading.Thread):
         self.over = threading.Event()
         self.wake_reader, self.wake_writer = socket.socketpair()
         self.wake_writer.setblocking(False)
+
+    def run(self) -> None:
+        name = self.wait_for_signal(self.seconds_left())
+        if self.over.is_set():
+            return
+        if name:
+            self.stopped_by = SyncError(UNEXPECTED, "sync", "interrupted by %s; %s" % (name, self.outcome),
+                                        "run it again; that is always safe")
+        else:
+            self.stopped_by = SyncError(
+                CONNECTION, "sync", "the deadline of %d s passed; %s" % (self.deadline, self.outcome),
+                "see which side the log names last, or raise SYNC_DEADLINE")
+        self.stop_everything()
+        self.wait_for_signal(SECONDS_TO_REPORT + 0.5)
+        if not self.over.is_set():
+            os._exit(self.report.exit_code)
+
+    def stop_everything(self) -> None:
+        for database in self.databases:
+            in_background(database.cancel)  # a frozen server blocks it
+        if self.has_unwound(self.SECONDS_TO_CANCEL):
+            return
+        for database in self.databases:
+            database.hang_up()
+        if not self.has_unwound(self.SECONDS_TO_UNWIND):
+            in_background(self.say_result_ourselves)
 
     def __enter__(self) -> Watchdog:
         for signal_ in SIGNALS_TO_STOP:
@@ -2550,40 +2565,11 @@ class Watchdog(threading.Thread):
             self.over.wait(0.1)
         self.check()
 
-    def has_reached(self, side: str) -> bool:
-        return any(database.endpoint.side == side for database in self.databases)
-
     def wait_for_signal(self, seconds: float) -> Optional[str]:
-        """Return the signal's name; None if there was none, or what was waited for is done: that is the byte 0."""
+        """Return the signal's name; None after `seconds`, or on the byte 0, sent when the wait is over."""
         readable, _, _ = select.select([self.wake_reader], [], [], seconds)
         number = self.wake_reader.recv(1)[0] if readable else 0
         return signal.Signals(number).name if number else None
-
-    def run(self) -> None:
-        name = self.wait_for_signal(self.seconds_left())
-        if self.over.is_set():
-            return
-        if name:
-            self.stopped_by = SyncError(UNEXPECTED, "sync", "interrupted by %s; %s" % (name, self.outcome),
-                                        "run it again; that is always safe")
-        else:
-            self.stopped_by = SyncError(
-                CONNECTION, "sync", "the deadline of %d s passed; %s" % (self.deadline, self.outcome),
-                "see which side the log names last, or raise SYNC_DEADLINE")
-        self.stop_everything()
-        self.wait_for_signal(SECONDS_TO_REPORT + 0.5)
-        if not self.over.is_set():
-            os._exit(self.report.exit_code)
-
-    def stop_everything(self) -> None:
-        for database in self.databases:
-            in_background(database.cancel)  # a frozen server blocks it
-        if self.has_unwound(self.SECONDS_TO_CANCEL):
-            return
-        for database in self.databases:
-            database.hang_up()
-        if not self.has_unwound(self.SECONDS_TO_UNWIND):
-            in_background(self.say_result_ourselves)
 
     def has_unwound(self, seconds: float) -> bool:
         until = time.monotonic() + seconds
@@ -2615,12 +2601,12 @@ AGAIN = "run it again; if it stays, look at the server's log"
 EXPLANATIONS = {
     "08": Explanation(CONNECTION, "the connection was lost", AGAIN),
     "21000": Explanation(SQL_OR_DATA, "the app holds one uuid twice in spite of its unique index",
-                         "REINDEX TABLE that table in the app, and mend the repeats it then names"),
+                         "in the app: REINDEX TABLE on APP_TABLE, then mend the repeats that it names"),
     "22021": Explanation(SQL_OR_DATA, "text is not valid in the database's encoding",
                          "psql -c 'SHOW server_encoding' {database}; it should be UTF8"),
     "22P05": Explanation(SQL_OR_DATA, "a character does not exist in the database's encoding",
                          "psql -c 'SHOW server_encoding' {database}; it should be UTF8"),
-    "23502": Explanation(SQL_OR_DATA, "a column must be filled, and the sync does not know it",
+    "23502": Explanation(SQL_OR_DATA, "the sync does not fill a column that is NOT NULL",
                          "ALTER TABLE {table} ALTER COLUMN {column} DROP NOT NULL; or give it a default"),
     "23": Explanation(SQL_OR_DATA, "a constraint refuses a row", "psql -c '\\d+ {table}' {database}"),
     "25006": Explanation(SQL_OR_DATA, "the database is read-only",
@@ -2656,12 +2642,11 @@ EXPLANATIONS = {
     "57": Explanation(CONNECTION, "the server ended the connection", "run it again once the server is up"),
 }
 REFUSED_STATEMENT = Explanation(SQL_OR_DATA, "the server refused the statement", AGAIN)
-# Its SQLSTATE is that of a missing privilege; which of the server's functions raised it is not translated.
+# It shares 42501 with a missing privilege; source_function, which is never translated, tells it apart.
 ROW_SECURITY = Explanation(SQL_OR_DATA, "row-level security refuses a row",
                            "ALTER ROLE {user} BYPASSRLS; or a policy that lets it see and write every row")
-NOT_THE_TABLE = Explanation(SQL_OR_DATA, "what stands behind the table refused", "look for triggers, functions, "
+NOT_THE_TABLE = Explanation(SQL_OR_DATA, "a trigger, function or view refused", "look for triggers, functions, "
                             "sequences and views: psql -c '\\d+ {table}' {database}, and the server's log")
-LOST = EXPLANATIONS["08"]
 
 NOT_THERE = ("check {prefix}_HOST and {prefix}_PORT, and that the server is up: "
              "pg_isready -h {host} -p {port}")
@@ -2723,23 +2708,21 @@ COLUMNS = {
 
 
 def explanation_of_refusal(error: Exception) -> Explanation:
-    words = re.sub('"[^"]*"', '""', words_of(error))  # a database may be called refused_orders
+    words = words_of(error)
+    # Of several addresses, only one that is a Postgres server answers with FATAL.
+    words = "\n".join(line for line in words.splitlines() if "FATAL" in line) or words
+    words = re.sub('"[^"]*"', '""', words)  # a database may be called refused_orders
     return next((explanation for needle, explanation in CONNECT_EXPLANATIONS if needle in words), OTHER_REFUSAL)
 
 
 def words_of(error: Exception) -> str:
-    """A server's words in another code page arrive as a UnicodeDecodeError (psycopg2 issue 1634).
+    """The server's message; if it is not UTF-8, psycopg2 raises UnicodeDecodeError (its issue 1634).
 
-    Before Python 3.11 they do not arrive at all.
+    Before Python 3.11 that message is lost.
     """
     if isinstance(error, UnicodeDecodeError):
         return error.object.decode(errors="replace")
     return str(error) or "its words are not UTF-8 text"
-
-
-def explain_refusal(error: Exception, explanation: Explanation, endpoint: Endpoint,
-                    settings: Settings) -> SyncError:
-    return problem_of(explanation, last_attempt(words_of(error)), endpoint, settings)
 
 
 def last_attempt(words: str) -> str:
@@ -2756,7 +2739,7 @@ def explain_error(error: psycopg2.Error, database: Database) -> SyncError:
         words = "%s [%s]" % (server_words(error, database.settings), state)
     else:  # it did not come from the server
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        explanation, words = LOST, "%s; %s" % (first_line, database.watchdog.outcome)
+        explanation, words = EXPLANATIONS["08"], "%s; %s" % (first_line, database.watchdog.outcome)
     return problem_of(explanation, words, database.endpoint, database.settings,
                       column=quoted(error.diag.column_name or "?"))
 
@@ -2769,7 +2752,7 @@ def explanation_of(error: psycopg2.Error, database: Database) -> Explanation:
     table = database.settings["APP_TABLE" if database.endpoint.side == "app" else "WH_TABLE"].identifier
     granted_on = [*table.strings, schema_of(table) or "public", database.connection.info.dbname]
     is_named = re.search(r"(?<!\w)(%s)(?!\w)" % "|".join(map(re.escape, granted_on)), error.diag.message_primary)
-    if (state[:2] in ("23", "42") and not is_in_own_context(error)) or (state == "42501" and not is_named):
+    if (state[:2] in ("21", "23", "42") and not is_in_own_context(error)) or (state == "42501" and not is_named):
         return NOT_THE_TABLE
     return EXPLANATIONS.get(state) or EXPLANATIONS.get(state[:2]) or REFUSED_STATEMENT
 
@@ -2801,7 +2784,7 @@ def server_words(error: psycopg2.Error, settings: Settings) -> str:
 
 
 def names_a_table(message: str, settings: Settings) -> bool:
-    """Whether it is a table or schema of the settings that is said not to be there."""
+    """Whether the message quotes one configured table or schema, and nothing else."""
     tables = [settings[name].identifier.strings for name in ("APP_TABLE", "WH_TABLE")]
     quoted_names = re.findall('"([^"]+)"', message)
     return quoted_names in [[name] for table in tables for name in (".".join(table), *table)]
@@ -2878,7 +2861,7 @@ def read_command_line(argv: Optional[List[str]], report: Report) -> argparse.Nam
                         help="read only what changed since the last success, or all if that is not known")
     parser.add_argument("--strict", action="store_true", help="refuse the run if any row is rejected")
     parser.add_argument("--allow-updates", metavar="N", type=read_ceiling,
-                        help="let up to N athletes be renamed, whatever SYNC_MAX_UPDATED_PERCENT says")
+                        help="let up to N athletes be updated, whatever SYNC_MAX_UPDATED_PERCENT says")
     parser.add_argument("--env-file", metavar="PATH", help="read settings from here, not from .env")
     parser.add_argument("--log-file", metavar="PATH",  # find_log_file has seen it by then
                         help="append the log and the result to this file too, as SYNC_LOG_FILE does")
@@ -2911,7 +2894,10 @@ def how_to_get_packages() -> str:
 
 
 def read_ceiling(text: str) -> int:
-    return whole_number(text, 0, 999999999)
+    try:
+        return whole_number(text, 0, 999999999)
+    except ValueError as problem:  # whose text argparse would leave out
+        raise argparse.ArgumentTypeError(str(problem)) from None
 
 
 def write_or_forget(stream: Any, text: str) -> None:
@@ -2940,7 +2926,7 @@ def start_logging(argv: List[str]) -> Tuple[logging.Handler, Optional[LogFile]]:
     logging.raiseExceptions = False  # a log that cannot be written is no reason to fail
     path = find_log_file(argv)
     stderr, file = logging.StreamHandler(sys.stderr), LogFile(path) if path else None
-    # The file first, so that what it complains of does not come after a failure's last line.
+    # The file first: its own warning must not follow a failure's line on stderr.
     logging.basicConfig(level=logging.INFO, handlers=([file] if file else []) + [stderr],
                         datefmt="%Y-%m-%dT%H:%M:%SZ", format="%(asctime)s %(levelname)s %(message)s")
     return stderr, file

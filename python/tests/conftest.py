@@ -44,6 +44,9 @@ ANN, BOB, CAT, DAN = ("00000000-0000-4000-8000-00000000000" + last for last in "
 def pytest_configure(config):
     # A thread of the script that dies is a defect, even where the run goes on to its end.
     config.addinivalue_line("filterwarnings", "error::pytest.PytestUnhandledThreadExceptionWarning")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a suite started by nohup would hand its own on
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
@@ -364,6 +367,11 @@ def empty_world(lab, script):
 def arguments(flags, env_file=NO_SETTINGS.name):
     """The command line. A developer's own .env may name real databases, which no test may ever reach."""
     return (["--env-file", env_file] if env_file and "--env-file" not in flags else []) + list(flags)
+
+
+def in_env_file(text):
+    """A value as .env.example says that it is written."""
+    return "'%s'" % text.replace("\\", "\\\\").replace("'", "\\'")
 
 
 def finish(process, timeout=RUN_MAY_TAKE):

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ANN
+from conftest import ANN, in_env_file
 from lab.servers import PROJECT, SCRIPT
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
@@ -26,15 +26,15 @@ def installed(request, world, tmp_path):
     shutil.copy(str(SCRIPT), str(script))
     (place / "logs").mkdir()
     (place / ".venv").symlink_to(sys.prefix)
-    settings = {name: "'%s'" % text.replace("'", "\\'") for name, text in world.lab.settings().items()}
-    (place / ".env").write_text("".join("%s=%s\n" % setting for setting in settings.items()))
+    (place / ".env").write_text("".join(
+        "%s=%s\n" % (name, in_env_file(text)) for name, text in world.lab.settings().items()))
     (place / ".env").chmod(0o600)
     return place
 
 
-def run_as_cron(place, home):
+def run_as_cron(place, home, option=""):
     """cron turns every % that has no backslash into a newline, then hands the line to /bin/sh."""
-    command = CRON_LINE.replace("/path/to/UAIS", shlex.quote(str(place)).replace("%", r"\%"))
+    command = CRON_LINE.replace(".py >>", ".py%s >>" % option).replace("/path/to/UAIS", shlex.quote(str(place)).replace("%", r"\%"))
     command = re.sub(r"(?<!\\)%.*", "", command).replace(r"\%", "%")
     return subprocess.run(["/bin/sh", "-c", command], cwd=str(home), stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -48,7 +48,7 @@ def log_of(place):
 
 def test_the_line_syncs_and_logs(world, installed, tmp_path):
     world.app_has((ANN, "Ann Anders"))
-    done = [run_as_cron(installed, tmp_path) for _ in range(2)]
+    done = [run_as_cron(installed, tmp_path, option) for option in ("", " --incremental")]
     assert [(run.returncode, run.stdout) for run in done] == [(0, b""), (0, b"")], log_of(installed)
     assert world.dimension() == {ANN: "Ann Anders"}
     results = [line for line in log_of(installed) if line.startswith("result=ok")]

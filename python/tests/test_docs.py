@@ -13,7 +13,7 @@ from collections import namedtuple
 
 import pytest
 
-from conftest import ANN, BOB, CAT, DAN
+from conftest import ANN, BOB, CAT, DAN, in_env_file
 from lab.servers import PROJECT, READER_PASSWORD, SCRIPT, WRITER_PASSWORD
 
 EXIT_CODES = range(5)
@@ -202,6 +202,11 @@ def test_what_is_printed_of_a_morning_is_shown_as_it_is(world):
         is_shown("".join(run.err.splitlines(True)[2:]) + run.out, "incremental.md")
         assert "\nresult=failed mode=full seconds=" in "\n" + world.run(APP_PASSWORD="wrong").out
         is_shown(world.run("--status").out, "monitoring.md")
+        world.app.sql('TRUNCATE public."User"')
+        world.app_has((ANN, "Ann Archer"), (BOB, "Bob Baker"))
+        world.warehouse.sql("TRUNCATE analytics.athlete_dim")
+        world.warehouse_has((BOB, "Bob Bowman"), (CAT, "Cat Cooper"))
+        is_shown("".join(world.run("--dry-run", "--diff").out.splitlines(True)[:-1]), "monitoring.md")
     finally:
         world.app.sql('ALTER TABLE public."User" DROP CONSTRAINT one')
 
@@ -418,6 +423,46 @@ def test_every_psql_command_can_be_pasted(world, command):
         if has_coaches:
             world.app.sql('DROP TABLE public."Coach"')
     assert done.returncode == 0, done.stdout
+
+
+def test_readmes_commands_can_be_typed_one_after_the_other(world, tmp_path):
+    """In a copy of the project where the packages are installed already; .env is filled in, as a user does."""
+    world.app_has((ANN, "Ann Archer"))
+    for name in ("Makefile", ".env.example", "python/requirements.txt", "python/scripts/sync_athletes_from_app.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(str(PROJECT / name), str(tmp_path / name))
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text("#!/bin/sh\nexec '%s' \"$@\"\n" % sys.executable)
+    python.chmod(0o755)
+    for stamp in ("made", "installed"):
+        (tmp_path / ".venv" / stamp).touch()
+    typed = [line for line in "\n".join(blocks("README.md", "bash")).splitlines() if line and not line.startswith("psql ")]
+    typed.append(re.search(r"^    (make status)$", text_of("README.md"), re.M).group(1))
+    assert typed == ["cp .env.example .env", "chmod 600 .env", "make install", "make check", "make sync ARGS=--dry-run",
+                     "make sync", "make status"]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    for line in typed:
+        done = subprocess.run(["/bin/sh", "-c", line], cwd=str(tmp_path), env=environment, encoding="utf-8",
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        assert done.returncode == 0, done.stdout
+        if line.startswith("chmod"):
+            env_file = (tmp_path / ".env").read_text(encoding="utf-8")
+            for name, value in world.lab.settings().items():
+                env_file, found = re.subn("(?m)^%s=.*$" % name, lambda _: "%s=%s" % (name, in_env_file(value)), env_file)
+                assert found == 1, name
+            (tmp_path / ".env").write_text(env_file, encoding="utf-8")
+    assert world.dimension() == {ANN: "Ann Archer"} and "\nhealthy: " in done.stdout, done.stdout
+
+
+def test_readmes_sizes_are_those_of_the_performance_page():
+    measured = {(case, rows): (float(seconds), mb + " MB") for case, rows, seconds, mb in re.findall(
+        r"^(first load|rerun, unchanged, always) +([\d,]+) +([\d.]+) +(\d+)$", page("performance.md"), re.M)}
+    for words_, rows in (("10 thousand", "10,000"), ("100 thousand", "100,000"), ("1 million", "1,000,000"),
+                         ("10 million", "10,000,000")):
+        seconds = [measured[case, rows][0] for case in ("first load", "rerun, unchanged, always")]
+        row = [words_] + ["%.*f s" % (seconds_ < 10, seconds_) for seconds_ in seconds] + [measured["first load", rows][1]]
+        assert row in list(rows_of(text_of("README.md")))
 
 
 # Files to copy

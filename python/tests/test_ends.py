@@ -132,7 +132,7 @@ def test_all_problems_are_reported_together(world):
     (["-q", "-v"], "not allowed with"),
     (["--env-file"], "--env-file"),
     (["--dry-run=yes"], "--dry-run"),
-    (["--allow-updates", "many"], "--allow-updates"),
+    (["--allow-updates", "many"], "--allow-updates: must be a whole number from 0 to 999999999"),
     (["--allow-updates", "-1"], "--allow-updates"),
 ])
 def test_a_wrong_command_line_is_1_and_not_argparses_2(world, arguments, words):
@@ -216,6 +216,16 @@ def test_a_wrong_password_is_not_tried_again(world):
     """A second and third attempt could lock the account."""
     run = world.sync(APP_PASSWORD="wr0ng")
     assert run.code == 2 and "attempt" not in run.err, run
+
+
+@pytest.mark.parametrize("refuser", ["first", "last"])
+def test_of_several_addresses_the_one_that_answers_counts(world, refuser):
+    """Such as localhost, which is ::1 and 127.0.0.1; libpq tells of each in turn."""
+    ports = [closed_port(), str(world.lab.app.port)]
+    hosts = ",".join("127.0.0.1:" + port for port in (ports if refuser == "first" else ports[::-1]))
+    run = world.sync(APP_DATABASE_URL="postgresql://app_readonly:wr0ng@%s/app" % hosts)
+    check_error(run, 2, "ERROR app: the login was refused: ", "password authentication failed")
+    assert "attempt" not in run.err, run
 
 
 @pytest.mark.parametrize("side", ["app", "warehouse"])
@@ -329,7 +339,6 @@ def test_a_warehouse_that_only_reads(world):
 @pytest.mark.parametrize("side", ["app", "warehouse"])
 def test_interrupted(world, side, number):
     world.app_has((ANN, "Ann Archer"))
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # or a suite started by nohup would hand its own on
     with ping_server() as server, getattr(world, side).locked():
         process = world.start(SYNC_PING_URL=server.url)
         getattr(world, side).wait_until_a_run_waits_for_a_lock()
@@ -341,6 +350,18 @@ def test_interrupted(world, side, number):
     assert seconds < 2, "%.1f s" % seconds
     check_told(world, server, run)
     assert world.sync().code == 0, "no lock is left behind"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_was_ignored_from_the_start_stays_ignored(world, number):
+    """As nohup starts a program, or a shell a job with &."""
+    world.app_has((ANN, "Ann Archer"))
+    command = ["sh", "-c", "trap '' %d; exec \"$0\" \"$@\"" % number, sys.executable, str(SCRIPT)]
+    with world.app.locked():
+        process = world.start(command=command)
+        world.app.wait_until_a_run_waits_for_a_lock()
+        process.send_signal(number)
+    assert finish(process).code == 0 and world.dimension() == {ANN: "Ann Archer"}
 
 
 DEFECTS = {

@@ -413,6 +413,15 @@ def test_an_error_that_may_quote_a_name_is_withheld(world, side, leak, mend):
     assert "Brien" not in run.out + run.err + str(world.history())
 
 
+def test_a_trigger_that_finds_two_rows_is_not_blamed_on_the_app(world):
+    """Its SQLSTATE, 21000, is that of an app which holds one uuid twice."""
+    world.app_has((ANN, "Ann Archer"))
+    with world.warehouse.changed(*trigger("BEFORE INSERT", "PERFORM (SELECT * FROM generate_series(1, 2)); RETURN NEW;")):
+        run = world.sync()
+    assert run.code == 3 and "[21000]" in run.error, run
+    assert "REINDEX" not in run.error and "triggers" in run.error, run
+
+
 def test_a_rule_on_the_dimension_is_refused(world):
     world.app_has((ANN, "Ann Archer"))
     with world.warehouse.changed(
