@@ -7,7 +7,7 @@
 \set ON_ERROR_STOP on
 \set QUIET on
 \set SHOW_CONTEXT never
-SET client_min_messages = error;  -- a GRANT that did nothing only warns; the blocks below look, and say it better
+SET client_min_messages = error;  -- no warnings for GRANTs without effect: the blocks below check them
 
 -- A variable that was not given stays ':reader', which is how these lines know.
 \set reader :reader

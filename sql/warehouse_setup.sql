@@ -1,6 +1,6 @@
 -- What:   the role that the sync writes as, the dimension, the run history with its health view, the renames.
 -- Where:  psql -h <warehouse_host> -U postgres -d <warehouse_db> -f sql/warehouse_setup.sql
---         To all of it may be added:  -v writer_password='...'  -v writer=another_role
+--         Options:  -v writer_password='...'  -v writer=another_role
 --         and, for one more dimension,  -v table=analytics.coach_dim  (WH_TABLE names it).
 -- Who:    a superuser; or the owner of the database, with CREATEROLE if the role is not there yet.
 -- Once, and again after each upgrade: rows and the password stay, missing columns are added.
@@ -8,7 +8,7 @@
 \set ON_ERROR_STOP on
 \set QUIET on
 \set SHOW_CONTEXT never
-SET client_min_messages = error;  -- a GRANT that did nothing only warns; the blocks below look, and say it better
+SET client_min_messages = error;  -- no warnings for GRANTs without effect: the blocks below check them
 
 -- A variable that was not given stays ':writer', which is how these lines know.
 \set table :table

@@ -14,11 +14,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 PROJECT = Path(__file__).resolve().parents[2]
 SCRIPT = PROJECT / "python" / "scripts" / "sync_athletes_from_app.py"
@@ -88,6 +89,15 @@ class Server:
 
     def psql_environment(self) -> Dict[str, str]:
         return dict(os.environ, PGPASSWORD=SUPERUSER_PASSWORD, PGCLIENTENCODING="UTF8")
+
+
+def wait_until(is_so: Callable[[], Any], what: str = "it", seconds: float = 60) -> None:
+    """Raises RuntimeError if it does not come about."""
+    until = time.monotonic() + seconds
+    while not is_so():
+        if time.monotonic() > until:
+            raise RuntimeError("waited in vain for " + what)
+        time.sleep(0.02)
 
 
 def bindir_of(side: str, folder: Path) -> Path:

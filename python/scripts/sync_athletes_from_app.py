@@ -28,7 +28,7 @@ exit codes:
 #   What the run reports       result line, history, ping
 #   Looking                    --check, --status and --diff
 #   Settings                   one row each
-#   Connections                one transaction a side, and the deadline
+#   Connections                one transaction on each side, and the deadline
 #   What errors mean           and what to type next
 #   Command line
 #   The log
@@ -96,7 +96,7 @@ try:
     from numpy.lib.stride_tricks import sliding_window_view  # not in numpy before 1.20
     from psycopg2 import sql
     from tqdm import tqdm
-except Exception as problem:  # a pandas built for another numpy raises ValueError, for one
+except Exception as problem:  # a pandas built for another numpy raises ValueError
     missing_package = problem  # read_command_line reports it
 
 # Modules are never freed. So the garbage collector need not look at them, which saves a tenth of a second.
@@ -466,7 +466,7 @@ SELECT coalesce(sum(rejected), 0)
 
 
 class Position(NamedTuple):
-    """Where a snapshot stands in the app: READ_POSITION's columns."""
+    """How far a snapshot of the app reaches: READ_POSITION's columns."""
 
     oldest_open: int
     next: int
@@ -648,7 +648,7 @@ def extract_athletes(app: Database, write_end: int, since: Optional[int]) -> int
         return app.copy(EXTRACT_CHANGES, pipe, position=sql.Literal(since))
 
 
-# Large enough that pandas' fixed cost a chunk does not show, small enough to stay in a core's cache;
+# Large enough to hide pandas' fixed cost per chunk, small enough to stay in a core's cache;
 # 256 kB and 1 MB took the same time, the former less memory.
 CHUNK_BYTES = 256 * 1024
 
@@ -729,7 +729,7 @@ ANY_UUID = re.compile(rb"(\{)?(?:[0-9a-fA-F]{4}-?){7}[0-9a-fA-F]{4}(?(1)\})\t")
 
 
 def check_rows(lines: bytes, any_bytes: bool) -> pd.DataFrame:
-    """Check COPY text, a row a line.
+    """Check COPY text: one row of the table on each line.
 
     `start` and `end` are the line's place in `lines`, without its newline; `is_canonical` says
     whether its uuid is spelled as Postgres prints it, `is_uuid` whether the warehouse can read it,
@@ -965,7 +965,7 @@ SELECT count(*) - (SELECT count(athlete_uuid) FROM pg_temp.tmp_athlete_change)
 
 
 def refuse_repeated_changes(warehouse: Database) -> None:
-    """Raise SyncError (data) if a changed athlete is staged twice in spite of the app's unique index.
+    """Raise SyncError (data) if a changed athlete is staged twice although the app has a unique index.
 
     An INSERT of all athletes would find that out by itself (21000). One of the changed athletes alone would
     write one of the two names, and the other one in the next run. Text indexes do get corrupt: when an
@@ -1302,7 +1302,7 @@ def history_row(settings: Settings, report: Report, encoding: str) -> Dict[str, 
 
 
 def shown(reject: Dict[str, Optional[str]]) -> Dict[str, Optional[str]]:
-    """What may be kept of a reject: where columns were swapped, a name stands in place of the uuid."""
+    """What may be kept of a reject: if the columns were swapped, its uuid is a name."""
     uuid = reject["uuid"]
     looks_like_one = uuid is None or re.match(r"(?=.*[0-9])[0-9A-Fa-f{}-]+$", uuid)
     return reject if looks_like_one else dict(reject, uuid="(not shown)")
@@ -1729,7 +1729,7 @@ def check_clocks(app_clock: float, warehouse_clock: float) -> Check:
     return Check("ok", "app", "clocks", "%.0f s apart" % apart)
 
 
-# The verdict of the view analytics.athlete_sync_health, which goes by the SYNC_MAX_AGE of the last run.
+# The verdict of the view analytics.athlete_sync_health, which uses the SYNC_MAX_AGE of the last run.
 READ_HEALTH = """
 WITH run AS (
     SELECT * FROM analytics.athlete_sync_run WHERE target = %(target)s
@@ -1909,7 +1909,7 @@ CHANGE_MARKS = [("inserted", "+", "32"), ("updated", "~", "33"), ("missing", "-"
 
 
 def change_lines(report: Report) -> List[str]:
-    """Coloured on a terminal, unless NO_COLOR is set. A Windows console that knows no colours has no TERM."""
+    """Coloured on a terminal, unless NO_COLOR is set. A Windows console without colours has no TERM."""
     coloured = (sys.stdout and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
                 and os.environ.get("TERM", "dumb") != "dumb")
     lines = []
@@ -2163,7 +2163,7 @@ class Settings:
     warehouse: Endpoint
     values: Dict[str, Any] = field(repr=False)
     found: Dict[str, SettingText] = field(repr=False)
-    unknown: List[str]  # names in the .env file that look like ours, and are another program's, or misspelt
+    unknown: List[str]  # names in .env that look like settings: another program's, or misspelt
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]

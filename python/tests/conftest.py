@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import psycopg2
@@ -27,7 +26,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lab import servers
-from lab.servers import READER_PASSWORD, SCRIPT, SUPERUSER_PASSWORD, WRITER_PASSWORD
+from lab.servers import READER_PASSWORD, SCRIPT, SUPERUSER_PASSWORD, WRITER_PASSWORD, wait_until
 
 HISTORY, RENAMES = "analytics.athlete_sync_run", "analytics.athlete_rename"
 TABLE = {"app": 'public."User"', "warehouse": "analytics.athlete_dim"}
@@ -91,13 +90,6 @@ def load_script():
     sys.modules[specification.name] = module  # dataclasses look there
     specification.loader.exec_module(module)
     return module
-
-
-def wait_until(is_so):
-    until = time.monotonic() + RUN_MAY_TAKE
-    while not is_so():
-        assert time.monotonic() < until, "it did not come about"
-        time.sleep(0.02)
 
 
 def trigger(when, body, table=TABLE["warehouse"], deferred=False):

@@ -120,7 +120,7 @@ def kill_backends(trial: "Trial") -> None:
     ours = ("FROM pg_stat_activity WHERE datname = current_database() AND usename = '%s'"
             % ROLES[trial.fault.side])
     trial.sql("SELECT pg_terminate_backend(pid) " + ours)
-    trial.wait_for("the backend's end", lambda: not trial.sql("SELECT 1 " + ours))
+    servers.wait_until(lambda: not trial.sql("SELECT 1 " + ours), "the backend's end")
 
 
 def stop_server(trial: "Trial") -> None:
@@ -192,7 +192,7 @@ def freeze_and_overtake(trial: "Trial") -> None:
     """Stop the script, as by kill -STOP, until the next run has ended its transaction; then let it go on."""
     trial.process.send_signal(signal.SIGSTOP)
     try:
-        trial.wait_for("the run to be overdue", lambda: trial.lane.sql("warehouse", OVERDUE), 30)
+        servers.wait_until(lambda: trial.lane.sql("warehouse", OVERDUE), "the run to be overdue")
         overtaker = trial.lane.finish(trial.lane.start({}, OVERTAKERS_DEADLINE, SYNC_REFRESH=trial.fault.refresh))
     finally:
         trial.process.send_signal(signal.SIGCONT)
@@ -250,7 +250,7 @@ def allow_temp_files(trial: "Trial") -> None:
 def set_temp_file_limit(trial: "Trial", limit: str) -> None:
     trial.sql("ALTER SYSTEM SET temp_file_limit = '%s'" % limit)
     trial.sql("SELECT pg_reload_conf()")
-    trial.wait_for("the new limit", lambda: trial.sql("SHOW temp_file_limit")[0][0] == limit)
+    servers.wait_until(lambda: trial.sql("SHOW temp_file_limit")[0][0] == limit, "the new limit")
 
 
 REVOKE = {
@@ -619,13 +619,6 @@ class Trial:
     def proxy(self) -> Proxy:
         return self.lane.proxies[self.fault.side]
 
-    def wait_for(self, what: str, condition: Callable[[], Any], seconds: float = 10) -> None:
-        until = time.monotonic() + seconds
-        while not condition():
-            if time.monotonic() > until:
-                raise RuntimeError("waited in vain for " + what)
-            time.sleep(0.02)
-
     def send_signal(self, number: int) -> None:
         self.signalled = time.monotonic()
         self.process.send_signal(number)
@@ -673,7 +666,7 @@ class Trial:
         try:
             self.started.wait()
             if moment.when == "during" and self.fault.kind != "timed out":
-                self.wait_for("the slow statement", self.is_at_work)
+                servers.wait_until(self.is_at_work, "the slow statement")
             self.kind.do(self)
         except Exception:
             self.failure = traceback.format_exc()
@@ -710,15 +703,15 @@ class Trial:
 
     def check_leftovers(self, done: Done) -> None:
         with contextlib.suppress(RuntimeError):
-            self.wait_for("nothing to be left", lambda: not self.lane.leftovers(),
-                          done.ended + SECONDS_FOR_LEFTOVERS - time.monotonic())
+            servers.wait_until(lambda: not self.lane.leftovers(), "nothing to be left",
+                               done.ended + SECONDS_FOR_LEFTOVERS - time.monotonic())
         left = self.lane.leftovers()
         if left:
             self.blame("leftovers", "; ".join(left))
             for side in SIDES:
                 self.lane.sql(side, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                                     " WHERE datname = current_database() AND usename = '%s'" % ROLES[side])
-            self.wait_for("the end of what was left", lambda: not self.lane.leftovers())
+            servers.wait_until(lambda: not self.lane.leftovers(), "the end of what was left")
 
     def check_state(self, done: Done) -> str:
         state = self.lane.state(self.fault.refresh)

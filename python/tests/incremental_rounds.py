@@ -24,7 +24,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
@@ -37,7 +36,6 @@ from standby import standby_of
 
 OPTIONS = {"fsync": "off", "full_page_writes": "off", "autovacuum": "off", "max_prepared_transactions": "20"}
 ATHLETES, MOST_WRITERS, MOST_PREPARED = 200, 6, 5
-SECONDS_TO_CATCH_UP = SECONDS_TO_COME_BACK = 60
 ROUNDS_OF_A_CYCLE, STANDBY_FROM, STANDBY_STOPS, PROMOTED, RESTORED = 120, 20, 50, 60, 100
 CRASHES = (5, 10, 15, 55, 70, 80, 90, 110)
 
@@ -62,13 +60,6 @@ def sql(connection: Any, statement: str, *values: Any) -> List[Any]:
     with connection.cursor() as cursor:
         cursor.execute(statement, values or None)
         return cursor.fetchall() if cursor.description else []
-
-
-def wait_until(is_so: Callable[[], bool], otherwise: str) -> None:
-    until = time.monotonic() + SECONDS_TO_COME_BACK
-    while not is_so():
-        assert time.monotonic() < until, otherwise
-        time.sleep(0.02)
 
 
 # What a transaction does. Rows that another one holds are left to it.
@@ -388,11 +379,9 @@ class Rounds:
     def catch_up(self) -> None:
         sql(self.app, "COMMENT ON SCHEMA public IS 'caught up'")  # its commit flushes what others left unflushed
         written = sql(self.app, "SELECT pg_current_wal_flush_lsn()::text")[0][0]
-        until = time.monotonic() + SECONDS_TO_CATCH_UP
         with contextlib.closing(connect(self.standby)) as standby:
-            while not sql(standby, "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", written)[0][0]:
-                assert time.monotonic() < until, "the standby did not catch up"
-                time.sleep(0.005)
+            servers.wait_until(lambda: sql(standby, "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", written)[0][0],
+                               "the standby to catch up")
 
     def stop_standby(self) -> None:
         """From here on the standby lacks what the app commits."""
@@ -425,10 +414,10 @@ class Rounds:
         """The server starts anew what is left of it: what was not flushed is lost, numbers and rows."""
         victim = connect(self.lab.app)
         os.kill(sql(victim, "SELECT pg_backend_pid()")[0][0], signal.SIGKILL)
-        wait_until(self.is_thrown_out, "the server did not notice")  # until then it still lets people in
+        servers.wait_until(self.is_thrown_out, "the server to notice")  # until then it still lets people in
         for connection in [victim] + [writer.connection for writer in self.writers]:
             connection.close()
-        wait_until(self.is_back, "the server did not come back")
+        servers.wait_until(self.is_back, "the server to come back")
         self.writers, back = [], {uuid for uuid, in sql(self.app, 'SELECT uuid FROM public."User"')}
         self.gone[:] = [uuid for uuid in self.gone if uuid not in back]
 

@@ -222,35 +222,43 @@ CREATE TABLE analytics.athlete_dim (athlete_uuid UUID PRIMARY KEY, full_name TEX
 GRANT SELECT, INSERT, UPDATE ON analytics.athlete_dim TO warehouse_writer
 """
 
+def of_both(side):
+    """What may be wrong on either side: the login, and where it is."""
+    role, prefix, password = ROLE[side], PREFIX[side], literal(PASSWORD[side])
+    refused = dict(line="FAIL %s login: password authentication failed" % side, code=2)
+    prints = "ALTER ROLE %s" % role
+    defects = {
+        "CONNECT": revoked(side, 'CONNECT ON DATABASE "%s"' % DATABASE[side],
+                           "FAIL %s login: may not connect" % side, True, code=2),
+        "missing role": dict(
+            refused, plant="ALTER ROLE %s RENAME TO hidden" % role,
+            mend="ALTER ROLE hidden RENAME TO %s; ALTER ROLE %s PASSWORD %s" % (role, role, password)),
+        "expired password": dict(refused, plant="ALTER ROLE %s VALID UNTIL '2020-01-01'" % role, prints=prints),
+        "wrong password": dict(refused, plant="ALTER ROLE %s PASSWORD 'another one'" % role, prints=prints),
+        "role may not log in": dict(plant="ALTER ROLE %s NOLOGIN" % role, prints=prints, code=2,
+                                    line="FAIL %s login: not permitted to log in" % side),
+        "password in quotes": dict(settings={prefix + "_PASSWORD": '"%s"' % PASSWORD[side]}, code=2, set={},
+                                   line="warn settings password: %s_PASSWORD begins" % prefix),
+        "CHANGE_ME": dict(plant="ALTER ROLE %s PASSWORD 'CHANGE_ME'" % role, settings={prefix + "_PASSWORD": "CHANGE_ME"},
+                          line="warn settings password: %s_PASSWORD is still CHANGE_ME" % prefix,
+                          prints=prints + " WITH PASSWORD", set={}),
+    }
+    for name, setting, value, words, mended in (
+            ("closed port", "_PORT", closed_port, "refused", {}),
+            ("unknown host", "_HOST", "nosuchhost.invalid", "nosuchhost.invalid", {}),
+            ("no such database", "_DB", "nowhere", '"nowhere" does not exist', {}),
+            ("TLS that the server does not have", "_SSLMODE", "require", "SSL", {prefix + "_SSLMODE": "disable"})):
+        defects[name] = dict(settings={prefix + setting: value}, line="FAIL %s login: %s" % (side, words), code=2,
+                             prints=prefix + setting, set=mended)
+    return {"%s: %s" % (side, name): defect for name, defect in defects.items()}
+
+
 DEFECTS = {
-    # The app: login and privileges
+    **of_both("app"), **of_both("warehouse"),
+
+    # The app: privileges
     "app: SELECT": revoked("app", 'SELECT ON public."User"', 'FAIL app run: permission denied'),
     "app: USAGE": revoked("app", "USAGE ON SCHEMA public", 'FAIL app run: permission denied for schema public', True),
-    "app: CONNECT": revoked("app", 'CONNECT ON DATABASE "app to check"', "FAIL app login: may not connect",
-                            True, code=2),
-    "app: missing role": dict(
-        plant="ALTER ROLE app_readonly RENAME TO hidden",
-        line="FAIL app login: password authentication failed",
-        code=2, mend="ALTER ROLE hidden RENAME TO app_readonly;"
-                     "ALTER ROLE app_readonly PASSWORD " + literal(READER_PASSWORD)),
-    "app: expired password": dict(
-        plant="ALTER ROLE app_readonly VALID UNTIL '2020-01-01'",
-        line="FAIL app login: password authentication failed", code=2, prints="ALTER ROLE app_readonly"),
-    "app: role may not log in": dict(
-        plant="ALTER ROLE app_readonly NOLOGIN", line="FAIL app login: not permitted to log in", code=2,
-        prints="ALTER ROLE app_readonly"),
-    "app: wrong password": dict(
-        plant="ALTER ROLE app_readonly PASSWORD 'another one'",
-        line="FAIL app login: password authentication failed", code=2, prints="ALTER ROLE app_readonly"),
-    "app: password in quotes": dict(
-        settings=dict(APP_PASSWORD='"%s"' % READER_PASSWORD),
-        line="warn settings password: APP_PASSWORD begins", code=2,
-        set={}),
-    "app: CHANGE_ME": dict(
-        plant="ALTER ROLE app_readonly PASSWORD 'CHANGE_ME'", settings=dict(APP_PASSWORD="CHANGE_ME"),
-        line="warn settings password: APP_PASSWORD is still CHANGE_ME",
-        prints="ALTER ROLE app_readonly WITH PASSWORD",
-        set={}),
     "app: role may insert": dict(
         plant='GRANT INSERT ON public."User" TO app_readonly', line="warn app read only: may write",
         prints="REVOKE"),
@@ -265,18 +273,6 @@ DEFECTS = {
         prints="ALTER ROLE app_readonly NOSUPERUSER"),
 
     # The app: where it is
-    "app: closed port": dict(
-        settings=dict(APP_PORT=closed_port), line='FAIL app login: refused', code=2, prints="APP_PORT",
-        set={}),
-    "app: unknown host": dict(
-        settings=dict(APP_HOST="nosuchhost.invalid"), line='FAIL app login: nosuchhost.invalid', code=2,
-        prints="APP_HOST", set={}),
-    "app: no such database": dict(
-        settings=dict(APP_DB="nowhere"), line='FAIL app login: "nowhere" does not exist', code=2,
-        prints="APP_DB", set={}),
-    "app: TLS that the server does not have": dict(
-        settings=dict(APP_SSLMODE="require"), line="FAIL app login: SSL", code=2,
-        prints="APP_SSLMODE=disable", set=dict(APP_SSLMODE="disable")),
     "app: no TLS on the way to another machine": dict(
         settings=dict(APP_DATABASE_URL=url_of_another_machine),
         line="warn app TLS: off", prints="APP_SSLMODE=require", set={}),
@@ -320,7 +316,7 @@ DEFECTS = {
                           % (ANN.replace("-", ""), ANN),
         line='FAIL app run: every row was rejected: 2 names differ', prints="--dry-run --json", mend='DELETE FROM public."User"'),
 
-    # The warehouse: login and privileges
+    # The warehouse: privileges
     "warehouse: TEMP": revoked("warehouse", 'TEMPORARY ON DATABASE "warehouse to check"',
                                'FAIL warehouse run: permission denied to create temporary tables', True),
     "warehouse: USAGE": revoked("warehouse", "USAGE ON SCHEMA analytics",
@@ -337,25 +333,6 @@ DEFECTS = {
                                          'warn warehouse numbering: may not number'),
     "warehouse: view SELECT": revoked("warehouse", "SELECT ON analytics.athlete_sync_health",
                                       'warn warehouse status: may not read analytics.athlete_sync_health'),
-    "warehouse: CONNECT": revoked("warehouse", 'CONNECT ON DATABASE "warehouse to check"',
-                                  "FAIL warehouse login: may not connect", True, code=2),
-    "warehouse: missing role": dict(
-        plant="ALTER ROLE warehouse_writer RENAME TO hidden",
-        line="FAIL warehouse login: password authentication failed", code=2,
-        mend="ALTER ROLE hidden RENAME TO warehouse_writer;"
-             "ALTER ROLE warehouse_writer PASSWORD " + literal(WRITER_PASSWORD)),
-    "warehouse: expired password": dict(
-        plant="ALTER ROLE warehouse_writer VALID UNTIL '2020-01-01'",
-        line="FAIL warehouse login: password authentication failed", code=2,
-        prints="ALTER ROLE warehouse_writer"),
-    "warehouse: CHANGE_ME": dict(
-        plant="ALTER ROLE warehouse_writer PASSWORD 'CHANGE_ME'", settings=dict(WH_PASSWORD="CHANGE_ME"),
-        line="warn settings password: WH_PASSWORD is still CHANGE_ME",
-        prints="ALTER ROLE warehouse_writer WITH PASSWORD", set={}),
-    "warehouse: password in quotes": dict(
-        settings=dict(WH_PASSWORD="'%s'" % WRITER_PASSWORD),
-        line="warn settings password: WH_PASSWORD begins", code=2,
-        set={}),
     "warehouse: role only reads": dict(
         plant="ALTER ROLE warehouse_writer SET default_transaction_read_only = on",
         line='FAIL warehouse run: read-only', prints="ALTER ROLE warehouse_writer"),
@@ -364,20 +341,8 @@ DEFECTS = {
         line='FAIL warehouse run: read-only', prints="ALTER ROLE warehouse_writer"),
 
     # The warehouse: where it is
-    "warehouse: closed port": dict(
-        settings=dict(WH_PORT=closed_port), line='FAIL warehouse login: refused', code=2, prints="WH_PORT",
-        set={}),
-    "warehouse: unknown host": dict(
-        settings=dict(WH_HOST="nosuchhost.invalid"), line='FAIL warehouse login: nosuchhost.invalid',
-        code=2, prints="WH_HOST", set={}),
-    "warehouse: no such database": dict(
-        settings=dict(WH_DB="nowhere"), line='FAIL warehouse login: "nowhere" does not exist', code=2,
-        prints="WH_DB", set={}),
     "warehouse: another database": dict(
         settings=dict(WH_DB="postgres"), line='FAIL warehouse run: does not exist', prints="WH_DB", set={}),
-    "warehouse: TLS that the server does not have": dict(
-        settings=dict(WH_SSLMODE="require"), line="FAIL warehouse login: SSL", code=2,
-        prints="WH_SSLMODE=disable", set=dict(WH_SSLMODE="disable")),
 
     # The warehouse: what it holds
     "warehouse: missing schema": dict(

@@ -7,12 +7,11 @@ import contextlib
 import os
 import re
 import signal
-import time
 
 import faults
 import psycopg2
 import pytest
-from conftest import ANN, BOB, HOLD_THE_LOCK, RUN_MAY_TAKE, finish, wait_until
+from conftest import ANN, BOB, HOLD_THE_LOCK, finish, wait_until
 from proxy import Proxy
 
 RUNS = 20
@@ -53,7 +52,8 @@ def test_of_twenty_runs_started_at_once_one_writes_and_the_others_skip(world):
     world.warehouse_has((ANN, "Ann Before"))
     with world.warehouse.locked(mode="EXCLUSIVE"):
         processes = [world.start() for _ in range(RUNS)]
-        running = wait_for_all_but_one(processes)  # which cannot end while the table is locked
+        wait_until(lambda: sum(process.poll() is None for process in processes) <= 1, "all runs but one to be skipped")
+        running, = [process for process in processes if process.poll() is None]  # until the table is free
         backend, since = world.warehouse.sql(
             "SELECT pid, extract(year FROM xact_start)::integer"
             "  FROM pg_locks JOIN pg_stat_activity USING (pid)"
@@ -68,17 +68,6 @@ def test_of_twenty_runs_started_at_once_one_writes_and_the_others_skip(world):
         assert re.search(holder, run.err), run
     assert world.dimension() == {ANN: "Ann Anders", BOB: "Bob Borg"}
     assert [row["result"] for row in world.history()].count("ok") == 1
-
-
-def wait_for_all_but_one(processes):
-    until = time.monotonic() + RUN_MAY_TAKE
-    while True:
-        running = [process for process in processes if process.poll() is None]
-        if len(running) == 1:
-            return running[0]
-        assert running, "none of the runs was kept from ending: none wrote to the locked table"
-        assert time.monotonic() < until, "%d runs neither wrote nor skipped" % len(running)
-        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -41,8 +41,8 @@ from test_names import test_all_together, test_names_of_megabytes, test_two_thou
 from test_settings import PASSWORDS, as_file, nothing_set, reader, test_the_environment_wins  # noqa: F401
 from test_concurrency import test_a_second_run_is_skipped_while_the_first_holds_the_lock  # noqa: F401
 from test_places import test_other_dimension  # noqa: F401
-from test_rows import test_rows  # noqa: F401
-from test_status import test_history_of_a_run_that_went_well, test_history_of_failures  # noqa: F401
+from test_rows import ROWS
+from test_status import test_history_of_a_run_that_went_well  # noqa: F401
 
 sys.path.insert(0, str(PROJECT / "python" / "lab"))
 from athletes import fill_app
@@ -309,6 +309,18 @@ def test_a_log_that_cannot_be_written(world, tmp_path, name):
     (tmp_path / "a folder").mkdir()
     run = world.run("--log-file", str(tmp_path / name))
     assert run.code == 0 and run.err.count("WARNING log file: cannot write") == 1, run
+
+
+# Rows
+
+
+@pytest.mark.parametrize("case", list(ROWS.values()), ids=list(ROWS))
+def test_row(world, case):
+    """As test_rows, whose dry run and second run would take minutes here."""
+    world.app_has(*case["app"])
+    world.warehouse_has(*case["before"])
+    run = world.sync()
+    assert (run.code, run.counts(), world.dimension()) == (0, case["counts"], case["after"]), run
 
 
 # Ctrl-C
