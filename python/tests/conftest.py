@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lab import servers
-from lab.servers import READER_PASSWORD, SCRIPT, SUPERUSER_PASSWORD, WRITER_PASSWORD, wait_until
+from lab.servers import PROJECT, READER_PASSWORD, SCRIPT, SUPERUSER_PASSWORD, WRITER_PASSWORD, wait_until
 
 HISTORY, RENAMES = "analytics.athlete_sync_run", "analytics.athlete_rename"
 TABLE = {"app": 'public."User"', "warehouse": "analytics.athlete_dim"}
@@ -364,6 +365,20 @@ def arguments(flags, env_file=NO_SETTINGS.name):
 def in_env_file(text):
     """A value as .env.example says that it is written."""
     return "'%s'" % text.replace("\\", "\\\\").replace("'", "\\'")
+
+
+def project_in(folder):
+    """A copy of the project as far as a run needs it: the script, two folders down."""
+    script = folder / SCRIPT.relative_to(PROJECT)
+    script.parent.mkdir(parents=True)
+    shutil.copy(str(SCRIPT), str(script))
+    return folder
+
+
+def run_in(project, world, *flags, **settings):
+    """Run the project's copy, which finds its own .env."""
+    command = [sys.executable, str(project / SCRIPT.relative_to(PROJECT))]
+    return finish(world.start(*flags, command=command, env_file=None, **settings))
 
 
 def finish(process, timeout=RUN_MAY_TAKE):

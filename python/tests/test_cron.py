@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ANN, in_env_file
-from lab.servers import PROJECT, SCRIPT
+from conftest import ANN, in_env_file, project_in
+from lab.servers import PROJECT
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 CRON_LINE = re.search(r"^0 2 \* \* \* (.*sync_athletes_from_app\.py.*)$", README, re.MULTILINE).group(1)
@@ -20,10 +19,7 @@ CRON_LINE = re.search(r"^0 2 \* \* \* (.*sync_athletes_from_app\.py.*)$", README
 @pytest.fixture(params=["UAIS", "Joey's UAIS, 100 % & more"], ids=["plain", "spaces"])
 def installed(request, world, tmp_path):
     """The project as a user has it: .env, .venv, logs, and a path of his own."""
-    place = tmp_path / request.param
-    script = place / SCRIPT.relative_to(PROJECT)
-    script.parent.mkdir(parents=True)
-    shutil.copy(str(SCRIPT), str(script))
+    place = project_in(tmp_path / request.param)
     (place / "logs").mkdir()
     (place / ".venv").symlink_to(sys.prefix)
     (place / ".env").write_text("".join(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 
 import pytest
 
-from conftest import ANN, finish
+from conftest import ANN, finish, project_in, run_in
 from lab.servers import PROJECT, SCRIPT
 
 RESULT = re.compile(r"result=\w+ mode=full source=\S+ inserted=\S+ updated=\S+ unchanged=\S+ missing=\S+ "
@@ -95,15 +94,7 @@ def test_nobody_listens(world, log):
 
 @pytest.fixture
 def project(tmp_path):
-    place = tmp_path / "a project" / "python" / "scripts"
-    place.mkdir(parents=True)
-    shutil.copy(str(SCRIPT), str(place))
-    return place.parents[1]
-
-
-def run_in(project, world, *flags, **settings):
-    command = [sys.executable, str(project / SCRIPT.relative_to(PROJECT))]
-    return finish(world.start(*flags, command=command, env_file=None, **settings))
+    return project_in(tmp_path / "a project")
 
 
 LINES = {

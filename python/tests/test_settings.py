@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import venv
@@ -14,8 +13,8 @@ from urllib.parse import quote
 import psycopg2
 import pytest
 
-from conftest import ANN, arguments, finish, run_in_process
-from lab.servers import READER_PASSWORD, SCRIPT, WRITER_PASSWORD
+from conftest import ANN, arguments, finish, project_in, run_in, run_in_process
+from lab.servers import PROJECT, READER_PASSWORD, SCRIPT, WRITER_PASSWORD
 from pings import ping_server
 
 MALFORMED = {
@@ -81,17 +80,7 @@ def test_a_name_is_read_as_postgres_reads_it(world, text):
 
 @pytest.fixture
 def project(tmp_path):
-    """A copy of the project as far as finding .env goes: README.md, and the script two folders down."""
-    scripts = tmp_path / "a folder with blanks" / "python" / "scripts"
-    scripts.mkdir(parents=True)
-    shutil.copy(str(SCRIPT), str(scripts))
-    (scripts.parents[1] / "README.md").write_text("")
-    return scripts.parents[1]
-
-
-def run_in(project, world, *flags, **settings):
-    command = [sys.executable, str(project / "python" / "scripts" / SCRIPT.name)]
-    return finish(world.start(*flags, command=command, env_file=None, **settings))
+    return project_in(tmp_path / "a folder with blanks")
 
 
 def nothing_set(world):
@@ -398,13 +387,10 @@ def test_an_env_file_in_a_folder_that_may_not_be_searched(world, tmp_path, flag)
     assert run.code == 1 and "cannot read %s" % (tmp_path / "closed" / "env") in run.out + run.err, run
 
 
-def test_nothing_at_all_is_one_sentence(world, tmp_path):
-    script = tmp_path / "project" / "python" / "scripts" / SCRIPT.name
-    script.parent.mkdir(parents=True)
-    shutil.copy(str(SCRIPT), str(script))
+def test_nothing_at_all_is_one_sentence(world, project):
     nothing = {name: None for name in world.environment({}) if name.startswith(("APP_", "WH_"))}
-    run = finish(world.start(command=(sys.executable, str(script)), env_file=None, **nothing))
-    assert run.code == 1 and "there is no %s" % (tmp_path / "project" / ".env") in run.error, run
+    run = run_in(project, world, **nothing)
+    assert run.code == 1 and "there is no %s" % (project / ".env") in run.error, run
     assert "is missing" not in run.error and "cp .env.example .env" in run.error
 
 
@@ -458,30 +444,23 @@ def test_a_signal_during_the_imports_with_nobody_to_tell(tmp_path):
     assert code == 4
 
 
-def test_the_python_of_venv_is_not_told_to_run_itself(tmp_path):
-    project, link = tmp_path / "project", tmp_path / "link"
-    script = project / "python" / "scripts" / SCRIPT.name
-    script.parent.mkdir(parents=True)
-    shutil.copy(str(SCRIPT), str(script))
+def test_the_python_of_venv_is_not_told_to_run_itself(project, tmp_path):
+    link = tmp_path / "link"
     venv.create(str(project / ".venv"), with_pip=False)
     link.symlink_to(project, target_is_directory=True)
-    done = subprocess.run([str(link / ".venv" / "bin" / "python"), str(script)], stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+    done = subprocess.run([str(link / ".venv" / "bin" / "python"), str(project / SCRIPT.relative_to(PROJECT))],
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
     assert done.returncode == 1 and "Next: make install" in done.stderr, done
 
 
-def test_where_venv_is_there_its_python_is_named(tmp_path):
-    project = tmp_path / "a project"
-    script = project / "python" / "scripts" / SCRIPT.name
-    script.parent.mkdir(parents=True)
-    shutil.copy(str(SCRIPT), str(script))
+def test_where_venv_is_there_its_python_is_named(world, project, tmp_path):
     (project / ".venv" / "bin").mkdir(parents=True)
     (project / ".venv" / "bin" / "python").write_text("")
     (tmp_path / "pandas.py").write_text("raise ImportError('No module named pandas')\n")
-    done = subprocess.run([sys.executable, str(script), "--dry-run"], env=dict(os.environ, PYTHONPATH=str(tmp_path)),
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
-    pasted = done.stderr.split("Next: ")[1].split(" (exit code")[0]
-    assert shlex.split(pasted) == [str(project / ".venv" / "bin" / "python"), str(script), "--dry-run"]
+    run = run_in(project, world, "--dry-run", PYTHONPATH=str(tmp_path))
+    pasted = run.error.split("Next: ")[1].split(" (exit code")[0]
+    assert shlex.split(pasted) == [
+        str(project / ".venv" / "bin" / "python"), str(project / SCRIPT.relative_to(PROJECT)), "--dry-run"]
 
 
 @pytest.mark.parametrize("database", ["refused_orders", "password", "timed out", "SSL"])
