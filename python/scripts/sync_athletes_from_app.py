@@ -179,6 +179,7 @@ def sync(settings: Settings, options: argparse.Namespace, report: Report, watchd
 
 def carry_athletes(warehouse: Database, settings: Settings, options: argparse.Namespace, report: Report,
                    watchdog: Watchdog) -> None:
+    """Read the app, compare, and write what differs. Nothing is committed here."""
     refuse_inheritance(warehouse)
     warehouse.run(CREATE_STAGING)
     with connect(settings.app, settings, watchdog, before_snapshot=lock_source) as app:
@@ -2878,7 +2879,8 @@ def read_command_line(argv: Optional[List[str]], report: Report) -> argparse.Nam
         raise SyncError(CONFIGURATION, "packages", str(missing_package), how_to_get_packages())
     if options.env_file == "":
         parser.error("--env-file names no file")
-    logging.getLogger().setLevel(logging.DEBUG if options.verbose else logging.INFO)
+    usual = logging.WARNING if options.status else logging.INFO  # a status is its answer alone
+    logging.getLogger().setLevel(logging.DEBUG if options.verbose else usual)
     stderr.setLevel(logging.WARNING if options.quiet else logging.NOTSET)
     report.dry_run, report.quiet, report.shows_changes = options.dry_run, options.quiet, options.diff
     return options
