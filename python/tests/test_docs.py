@@ -303,6 +303,8 @@ def test_a_failure_reads_as_the_page_shows_it(world, broken):
             if sql:
                 side.sql(sql)
     assert run.code in (2, 3), run
+    if world.app.connection.server_version < 110000:  # which calls every table a relation here
+        shown = shown.replace("denied for table", "denied for relation")
     pattern = ".*".join(re.escape(part.strip()) for part in shown.split("..."))
     assert re.search(pattern, run.error), (shown, run)
 
