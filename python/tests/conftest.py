@@ -66,11 +66,15 @@ def sides(lab):
     warehouse.connection.close()
 
 
+def empty(app, warehouse):
+    app.sql('TRUNCATE public."User"')
+    warehouse.sql("TRUNCATE %s, %s, %s RESTART IDENTITY" % (TABLE["warehouse"], HISTORY, RENAMES))
+
+
 @pytest.fixture(autouse=True)
 def world(lab, sides, script):
     app, warehouse = sides
-    app.sql('TRUNCATE public."User"')
-    warehouse.sql("TRUNCATE analytics.athlete_dim, analytics.athlete_sync_run, analytics.athlete_rename RESTART IDENTITY")
+    empty(app, warehouse)
     world = World(lab, app, warehouse, script)
     yield world
     for process in world.started:
@@ -348,8 +352,7 @@ class World:
 def empty_world(lab, script):
     """The world of tests, on a lab of its own."""
     app, warehouse = Side(lab.app), Side(lab.warehouse)
-    app.sql('TRUNCATE public."User"')
-    warehouse.sql("TRUNCATE analytics.athlete_dim, analytics.athlete_sync_run, analytics.athlete_rename RESTART IDENTITY")
+    empty(app, warehouse)
     try:
         yield World(lab, app, warehouse, script)
     finally:

@@ -239,7 +239,8 @@ def of_both(side):
                                     line="FAIL %s login: not permitted to log in" % side),
         "password in quotes": dict(settings={prefix + "_PASSWORD": '"%s"' % PASSWORD[side]}, code=2, set={},
                                    line="warn settings password: %s_PASSWORD begins" % prefix),
-        "CHANGE_ME": dict(plant="ALTER ROLE %s PASSWORD 'CHANGE_ME'" % role, settings={prefix + "_PASSWORD": "CHANGE_ME"},
+        "CHANGE_ME": dict(plant="ALTER ROLE %s PASSWORD 'CHANGE_ME'" % role,
+                          settings={prefix + "_PASSWORD": "CHANGE_ME"},
                           line="warn settings password: %s_PASSWORD is still CHANGE_ME" % prefix,
                           prints=prints + " WITH PASSWORD", set={}),
     }

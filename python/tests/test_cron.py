@@ -30,7 +30,8 @@ def installed(request, world, tmp_path):
 
 def run_as_cron(place, home, option=""):
     """cron turns every % that has no backslash into a newline, then hands the line to /bin/sh."""
-    command = CRON_LINE.replace(".py >>", ".py%s >>" % option).replace("/path/to/UAIS", shlex.quote(str(place)).replace("%", r"\%"))
+    command = CRON_LINE.replace(".py >>", ".py%s >>" % option)
+    command = command.replace("/path/to/UAIS", shlex.quote(str(place)).replace("%", r"\%"))
     command = re.sub(r"(?<!\\)%.*", "", command).replace(r"\%", "%")
     return subprocess.run(["/bin/sh", "-c", command], cwd=str(home), stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -439,7 +439,8 @@ def test_readmes_commands_can_be_typed_one_after_the_other(world, tmp_path):
     python.chmod(0o755)
     for stamp in ("made", "installed"):
         (tmp_path / ".venv" / stamp).touch()
-    typed = [line for line in "\n".join(blocks("README.md", "bash")).splitlines() if line and not line.startswith("psql ")]
+    lines = "\n".join(blocks("README.md", "bash")).splitlines()
+    typed = [line for line in lines if line and not line.startswith("psql ")]
     typed.append(re.search(r"^    (make status)$", text_of("README.md"), re.M).group(1))
     assert typed == ["cp .env.example .env", "chmod 600 .env", "make install", "make check", "make sync ARGS=--dry-run",
                      "make sync", "make status"]
@@ -451,7 +452,8 @@ def test_readmes_commands_can_be_typed_one_after_the_other(world, tmp_path):
         if line.startswith("chmod"):
             env_file = (tmp_path / ".env").read_text(encoding="utf-8")
             for name, value in world.lab.settings().items():
-                env_file, found = re.subn("(?m)^%s=.*$" % name, lambda _: "%s=%s" % (name, in_env_file(value)), env_file)
+                filled_in = "%s=%s" % (name, in_env_file(value))
+                env_file, found = re.subn("(?m)^%s=.*$" % name, lambda _: filled_in, env_file)
                 assert found == 1, name
             (tmp_path / ".env").write_text(env_file, encoding="utf-8")
     assert world.dimension() == {ANN: "Ann Archer"} and done.stdout.startswith("healthy: "), done.stdout
@@ -460,10 +462,10 @@ def test_readmes_commands_can_be_typed_one_after_the_other(world, tmp_path):
 def test_readmes_sizes_are_those_of_the_performance_page():
     measured = {(case, rows): (float(seconds), mb + " MB") for case, rows, seconds, mb in re.findall(
         r"^(first load|rerun, unchanged, always) +([\d,]+) +([\d.]+) +(\d+)$", page("performance.md"), re.M)}
-    for words_, rows in (("10 thousand", "10,000"), ("100 thousand", "100,000"), ("1 million", "1,000,000"),
+    for number, rows in (("10 thousand", "10,000"), ("100 thousand", "100,000"), ("1 million", "1,000,000"),
                          ("10 million", "10,000,000")):
-        seconds = [measured[case, rows][0] for case in ("first load", "rerun, unchanged, always")]
-        row = [words_] + ["%.*f s" % (seconds_ < 10, seconds_) for seconds_ in seconds] + [measured["first load", rows][1]]
+        (first, memory), (again, _) = measured["first load", rows], measured["rerun, unchanged, always", rows]
+        row = [number] + ["%.*f s" % (seconds < 10, seconds) for seconds in (first, again)] + [memory]
         assert row in list(rows_of(text_of("README.md")))
 
 

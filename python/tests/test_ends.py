@@ -1,5 +1,5 @@
 """However a run ends: each exit code, made to happen, with its last line on stdout and stderr; and that it is
-told, in time, by the history and a ping too. What holds the lock longer than any run may take does not hold it for ever."""
+told, in time, by the history and a ping too."""
 
 from __future__ import annotations
 

@@ -338,7 +338,8 @@ HINDRANCES = {
     "a trigger that complains": (*trigger("BEFORE INSERT", "RAISE EXCEPTION 'no';", HISTORY), LOOK),
     "a trigger that complains at the COMMIT": (
         *trigger("AFTER INSERT", "RAISE EXCEPTION 'no';", HISTORY, deferred=True), LOOK),
-    "a constraint": (ALTER_HISTORY + "ADD CONSTRAINT none CHECK (version = 'none')", ALTER_HISTORY + "DROP CONSTRAINT none", LOOK),
+    "a constraint": (ALTER_HISTORY + "ADD CONSTRAINT none CHECK (version = 'none')",
+                     ALTER_HISTORY + "DROP CONSTRAINT none", LOOK),
     "a column of another type": (ANOTHER_HOST % "integer", THE_HOST, LOOK),
     "a column too narrow": (ANOTHER_HOST % "varchar(1)", THE_HOST, LOOK),
     "a column renamed": (ALTER_HISTORY + "RENAME host TO machine", ALTER_HISTORY + "RENAME machine TO host", SETUP),
