@@ -24,11 +24,12 @@ exit codes:
 # This file, from the top:
 #   How a run can fail         exit codes, and the exception that carries them
 #   The story                  main, sync and carry_athletes: a run in forty lines
-#   The steps                  in the order of the run, each right below its SQL
+#   The steps                  in the order of the run, each right below its SQL: start_of_incremental, then
+#                              COMPARED, which decides who is renamed, and UPSERT, which writes the dimension
 #   What the run reports       result line, history, ping
 #   Looking                    --check, --status and --diff
 #   Settings                   one row each
-#   Connections                one transaction on each side, and the deadline
+#   Connections                one transaction on each side, and Watchdog, which ends a run at its deadline
 #   What errors mean           and what to type next
 #   Command line
 #   The log
