@@ -497,7 +497,11 @@ def read_position(app: Database, report: Report) -> Optional[Position]:
 
 def start_of_incremental(position: Optional[Position], warehouse: Database, options: argparse.Namespace,
                          report: Report) -> Optional[int]:
-    """Return the xmin from which an incremental run reads; None if the run must be full."""
+    """Return the xmin from which an incremental run reads; None if the run must be full.
+
+    A run with --incremental is one, unless obstacle_in_app or obstacle_in_warehouse, below, names a reason to
+    read all. One reason shows only after reading: see start_again_in_full.
+    """
     if not options.incremental:
         return None
     row = warehouse.try_row(READ_LAST_POSITION, target=target_of(warehouse.settings))
@@ -547,7 +551,8 @@ EMPTY_STAGING = "TRUNCATE pg_temp.tmp_athlete_dim"
 
 
 def start_again_in_full(app: Database, warehouse: Database, report: Report) -> int:
-    log.info("app: full, not incremental: a changed row spells its uuid as an unchanged one might not")
+    log.info("app: full, not incremental: a changed row spells its uuid in another way, or the unique index "
+             "is gone")
     warehouse.run(EMPTY_STAGING)
     report.mode = "full"
     report.rejects.clear()
