@@ -560,15 +560,6 @@ def start_again_in_full(app: Database, warehouse: Database, report: Report) -> i
     return stream_athletes(app, warehouse, report, None)
 
 
-# What was read is locked by us, however it was reached: by a view, or as a partition.
-LIST_FOREIGN_TABLES = """
-SELECT string_agg(relation::regclass::text, ', ')
-  FROM pg_catalog.pg_locks
-  JOIN pg_catalog.pg_class ON pg_class.oid = relation
- WHERE pid = pg_backend_pid()
-   AND relkind = 'f'
-"""
-
 # A unique index on the uuid column alone, and on all of the table: a parent's does not cover its children.
 # INCLUDE columns are no part of the key; to_jsonb, because before PostgreSQL 11 there are none.
 SOURCE_IS_UNIQUE = """
@@ -614,17 +605,31 @@ def stream_athletes(app: Database, warehouse: Database, report: Report, since: O
             extracted.close()
     if rows != checked.rows - checked.unreadable:
         raise proof_failed("staging holds %d of %d rows" % (rows, checked.rows - checked.unreadable))
-    log.info("app: %d rows read, %d staged", report.source, rows)
+    log_what_was_read(app, report, rows, since)
+    report.app_is_unique = checked.all_canonical and app.fetch_row(SOURCE_IS_UNIQUE)[0]
+    return rows
+
+
+# What was read is locked by us, however it was reached: by a view, or as a partition.
+LIST_FOREIGN_TABLES = """
+SELECT string_agg(relation::regclass::text, ', ')
+  FROM pg_catalog.pg_locks
+  JOIN pg_catalog.pg_class ON pg_class.oid = relation
+ WHERE pid = pg_backend_pid()
+   AND relkind = 'f'
+"""
+
+
+def log_what_was_read(app: Database, report: Report, staged_rows: int, since: Optional[int]) -> None:
+    log.info("app: %d rows read, %d staged", report.source, staged_rows)
     if not report.source and since is None:
         log.warning("app: %s is empty; nothing to do", app.settings["APP_TABLE"].spelling)
     unprotected = app.fetch_row(LIST_FOREIGN_TABLES)[0]
     if unprotected:
         log.info("app: %s cannot be locked where its rows are: it must not be reloaded meanwhile", unprotected)
-    report.app_is_unique = checked.all_canonical and app.fetch_row(SOURCE_IS_UNIQUE)[0]
-    return rows
 
 
-# Text format: one row a line, NULL is exactly \\N. What comes out here goes into LOAD_STAGING
+# Text format: one row on each line, NULL is exactly \\N. What comes out here goes into LOAD_STAGING
 # byte for byte.
 EXTRACT_ATHLETES = """
 COPY (
@@ -1778,20 +1783,6 @@ SELECT extract(epoch FROM now() - finished_at)::bigint, rejected, missing
 """
 
 
-LIST_LAST_REJECTS = """
-SELECT DISTINCT reject ->> 'uuid', reject ->> 'reason'
-  FROM analytics.athlete_sync_run, jsonb_array_elements(rejects) AS reject
- WHERE target = %(target)s
-   AND run_id >= (SELECT coalesce(max(run_id), 0)
-                    FROM analytics.athlete_sync_run
-                   WHERE target = %(target)s
-                     AND result = 'ok'
-                     AND mode = 'full')
- ORDER BY 2, 1
- LIMIT 100
-"""
-
-
 def show_status(settings: Settings, report: Report, watchdog: Watchdog) -> None:
     """Say whether the warehouse is fresh, from the run history. Exit code 0 if so, 3 if not."""
     target = target_of(settings)
@@ -1857,6 +1848,20 @@ def table_of_runs(runs: List[Dict[str, Any]]) -> List[str]:
         lines.append("%(started_at)s %(seconds)6.1f %(mode)-11s %(result)-7s %(source)7s %(inserted)8s"
                      " %(updated)7s %(missing)7s %(rejected)8s" % known)
     return lines
+
+
+LIST_LAST_REJECTS = """
+SELECT DISTINCT reject ->> 'uuid', reject ->> 'reason'
+  FROM analytics.athlete_sync_run, jsonb_array_elements(rejects) AS reject
+ WHERE target = %(target)s
+   AND run_id >= (SELECT coalesce(max(run_id), 0)
+                    FROM analytics.athlete_sync_run
+                   WHERE target = %(target)s
+                     AND result = 'ok'
+                     AND mode = 'full')
+ ORDER BY 2, 1
+ LIMIT 100
+"""
 
 
 def last_rejects(warehouse: Database, target: str) -> List[str]:
@@ -2854,7 +2859,7 @@ class Parser(argparse.ArgumentParser):
         write_or_forget(file or sys.stdout, message)
 
 
-def read_command_line(argv: Optional[List[str]], report: Report) -> argparse.Namespace:
+def make_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="do it all, report it, and roll back")
@@ -2877,6 +2882,12 @@ def read_command_line(argv: Optional[List[str]], report: Report) -> argparse.Nam
     loudness.add_argument("-q", "--quiet", action="store_true", help="say nothing unless something is wrong")
     loudness.add_argument("-v", "--verbose", action="store_true", help="add a traceback to failures")
     parser.add_argument("--version", action="version", version="%(prog)s " + VERSION)
+    return parser
+
+
+def read_command_line(argv: Optional[List[str]], report: Report) -> argparse.Namespace:
+    """Raises SyncError (configuration)."""
+    parser = make_parser()
     argv = sys.argv[1:] if argv is None else argv
     stderr, report.log_file = start_logging(argv)  # what the parser refuses is logged too
     report.as_json = "--json" in argv

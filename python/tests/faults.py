@@ -120,7 +120,7 @@ def kill_backends(trial: "Trial") -> None:
     ours = ("FROM pg_stat_activity WHERE datname = current_database() AND usename = '%s'"
             % ROLES[trial.fault.side])
     trial.sql("SELECT pg_terminate_backend(pid) " + ours)
-    servers.wait_until(lambda: not trial.sql("SELECT 1 " + ours), "the backend's end")
+    servers.wait_until(lambda: not trial.sql("SELECT 1 " + ours), "the backend's end", 10)
 
 
 def stop_server(trial: "Trial") -> None:
@@ -192,7 +192,7 @@ def freeze_and_overtake(trial: "Trial") -> None:
     """Stop the script, as by kill -STOP, until the next run has ended its transaction; then let it go on."""
     trial.process.send_signal(signal.SIGSTOP)
     try:
-        servers.wait_until(lambda: trial.lane.sql("warehouse", OVERDUE), "the run to be overdue")
+        servers.wait_until(lambda: trial.lane.sql("warehouse", OVERDUE), "the run to be overdue", 30)
         overtaker = trial.lane.finish(trial.lane.start({}, OVERTAKERS_DEADLINE, SYNC_REFRESH=trial.fault.refresh))
     finally:
         trial.process.send_signal(signal.SIGCONT)
@@ -250,7 +250,7 @@ def allow_temp_files(trial: "Trial") -> None:
 def set_temp_file_limit(trial: "Trial", limit: str) -> None:
     trial.sql("ALTER SYSTEM SET temp_file_limit = '%s'" % limit)
     trial.sql("SELECT pg_reload_conf()")
-    servers.wait_until(lambda: trial.sql("SHOW temp_file_limit")[0][0] == limit, "the new limit")
+    servers.wait_until(lambda: trial.sql("SHOW temp_file_limit")[0][0] == limit, "the new limit", 10)
 
 
 REVOKE = {
@@ -666,7 +666,7 @@ class Trial:
         try:
             self.started.wait()
             if moment.when == "during" and self.fault.kind != "timed out":
-                servers.wait_until(self.is_at_work, "the slow statement")
+                servers.wait_until(self.is_at_work, "the slow statement", 10)
             self.kind.do(self)
         except Exception:
             self.failure = traceback.format_exc()
@@ -711,7 +711,7 @@ class Trial:
             for side in SIDES:
                 self.lane.sql(side, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                                     " WHERE datname = current_database() AND usename = '%s'" % ROLES[side])
-            servers.wait_until(lambda: not self.lane.leftovers(), "the end of what was left")
+            servers.wait_until(lambda: not self.lane.leftovers(), "the end of what was left", 10)
 
     def check_state(self, done: Done) -> str:
         state = self.lane.state(self.fault.refresh)

@@ -34,7 +34,7 @@ def test_a_second_run_is_skipped_while_the_first_holds_the_lock(world):
     assert {second.result[key] for key in unknown} == {None}
     assert (third.code, third.result["result"], third.result["source"]) == (0, "skipped", "null"), third
     assert (first.code, first.counts()) == (0, "1: 1 new"), first
-    assert world.ends() == ["skipped 0", "ok 0"]
+    assert world.ends() == ["skipped 0", "ok 0"] and world.history()[0]["source_rows"] is None
 
 
 def test_runs_for_different_dimensions_do_not_hinder_each_other(world):

@@ -13,7 +13,7 @@ from collections import namedtuple
 
 import pytest
 
-from conftest import ANN, BOB, CAT, DAN, in_env_file
+from conftest import ANN, BOB, CAT, DAN, in_env_file, project_in
 from lab.servers import PROJECT, READER_PASSWORD, SCRIPT, WRITER_PASSWORD
 
 EXIT_CODES = range(5)
@@ -430,8 +430,8 @@ def test_every_psql_command_can_be_pasted(world, command):
 def test_readmes_commands_can_be_typed_one_after_the_other(world, tmp_path):
     """In a copy of the project where the packages are installed already; .env is filled in, as a user does."""
     world.app_has((ANN, "Ann Archer"))
-    for name in ("Makefile", ".env.example", "python/requirements.txt", "python/scripts/sync_athletes_from_app.py"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    project_in(tmp_path)
+    for name in ("Makefile", ".env.example", "python/requirements.txt"):
         shutil.copy(str(PROJECT / name), str(tmp_path / name))
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     python = tmp_path / ".venv" / "bin" / "python"

@@ -120,7 +120,8 @@ def test_rows(world, case):
     assert (dry.code, dry.result["dry_run"], dry.counts()) == (0, True, case["counts"]), dry
     assert (world.rows(), world.history()) == (before, [])
     wet = world.sync()
-    assert (wet.code, wet.result["dry_run"], wet.counts()) == (0, False, case["counts"]), wet
+    assert (wet.code, wet.result["result"], wet.counts()) == (0, "ok", case["counts"]), wet
+    assert wet.result["dry_run"] is False
     assert world.dimension() == case["after"]
     again = world.sync()
     assert world.dimension() == case["after"]

@@ -217,6 +217,8 @@ def test_the_writer_may_do_no_more_than_the_sync_needs(world):
 
 
 def test_the_writer_may_only_add_renames(world):
+    with world.warehouse.holding("SET SESSION AUTHORIZATION warehouse_writer") as writer:
+        writer.sql("INSERT INTO analytics.athlete_rename VALUES (1, %s, 'Ann Archer', 'Ann Baker', now())", ANN)
     world.warehouse.check_that_it_refuses(
         "warehouse_writer", "DELETE FROM analytics.athlete_rename", "SELECT * FROM analytics.athlete_rename",
         "UPDATE analytics.athlete_rename SET old_name = ''", "TRUNCATE analytics.athlete_rename")

@@ -318,6 +318,18 @@ def test_history_of_a_run_that_went_well(world):
         "  FROM analytics.athlete_sync_health") == [("ok", True, True, True, True)]
 
 
+def test_history_of_a_run_that_failed(world):
+    world.app_has((ANN, "Ann Archer"), ("x", "Dan Dyer"))
+    world.sync()
+    run = world.sync("--strict")
+    row = world.history()[-1]
+    assert (row["result"], row["exit_code"], row["source_rows"], row["rejected"]) == ("failed", 3, 2, 1), run
+    health, = world.warehouse.sql(
+        "SELECT last_result, last_success < now(), last_success_age > '0', last_duration > '0',"
+        "       usual_duration > '0' FROM analytics.athlete_sync_health")
+    assert health == ("failed", True, True, True, True)
+
+
 def test_health_without_a_run(world):
     assert world.warehouse.sql(
         "SELECT last_success, last_success_age, last_result, last_duration, usual_duration"
@@ -365,6 +377,7 @@ def test_a_history_that_refuses_a_row_is_a_warning(world, hinder, mend, advice):
     assert (bad.code, errors_of(bad)) == (3, 1) and "nowhere" in bad.err, bad
     for run in (skipped, good, bad):
         warning, = [line for line in run.err.splitlines() if "this run is not in the run history" in line]
+        assert run.err.count("sql/warehouse_setup.sql") == (advice == SETUP), run
         assert advice in warning and "athlete_dim" not in warning.split("; run once")[0], warning
 
 
