@@ -1,14 +1,14 @@
-"""What the sync costs beside plain `psql | psql` doing the same work, on two throwaway servers.
+"""What the sync costs beside plain psql doing the same work, on two throwaway servers: a table for performance.md.
 
-  make bench                            1,000,000 athletes, 3 rounds
-  make bench ROWS=100000 ROUNDS=5       any number
-  make bench CHART=1                    10,000 athletes to ROWS, drawn as python/lab/bench.svg
-  make bench PEERS=1                    beside dlt, Sling, and pandas with execute_values too (peers.py)
+  make bench ROWS=10000,1000000 ROUNDS=3   above 1,000,000 athletes one round; ten thousand at least
+  make bench PEERS=1                       beside dlt, Sling, and pandas with execute_values too (peers.py)
+  make bench CHART=1                       drawn as python/lab/bench.svg
 
-Each round runs every case twice from the same state, once by the script, once by psql (COPY out |
-COPY into a temp table, ANALYZE, the same INSERT, COMMIT; no counting, no proof), by turns first.
-Both warehouses lie on one server. Both dimensions are vacuumed before each run, as autovacuum would
-between two nights, and each round begins with a checkpoint. fsync is on.
+Each round runs every case from the same state by each of them, in turns forwards and backwards. psql does COPY out |
+COPY into a temp table, ANALYZE, the same INSERT, COMMIT; it counts and proves nothing. Each writes a database of its
+own on one server. All tables are vacuumed before each run, as autovacuum would between two nights; each round begins
+with a checkpoint. fsync is on. Seconds and memory are of these rounds. What a run costs the servers comes from one
+more round, watched (costs.py).
 """
 
 from __future__ import annotations
@@ -19,44 +19,37 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from statistics import median
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import peers
 from athletes import fill_app
+from costs import HEADER as COST_HEADER
+from costs import Cost, watched
 from servers import PROJECT, SCRIPT, Lab, two_servers
 
-OURS, PSQL = "warehouse", "warehouse_psql"  # two databases, so that each side keeps its own state
-
+OURS, PSQL = "the sync", "psql"
 COPY_OUT = 'COPY (SELECT uuid, name FROM public."User") TO STDOUT'
 
 # psql reads the rows from its standard input, so its statements come with -c, one by one.
 PSQL_LOAD = ["BEGIN", "CREATE TEMP TABLE staged (athlete_uuid UUID, full_name TEXT) ON COMMIT DROP",
-             "COPY staged FROM STDIN"]
+             "COPY staged FROM STDIN", "ANALYZE staged"]
 
-PSQL_ALL = """
+PSQL_UPSERT = """
 INSERT INTO analytics.athlete_dim (athlete_uuid, full_name, source_synced_at)
-SELECT athlete_uuid, full_name, now() FROM staged ORDER BY athlete_uuid
+SELECT staged.athlete_uuid, staged.full_name, now() FROM staged %s ORDER BY staged.athlete_uuid
     ON CONFLICT (athlete_uuid) DO UPDATE
    SET full_name = EXCLUDED.full_name, source_synced_at = EXCLUDED.source_synced_at
 """
-
-PSQL_CHANGED = """
-INSERT INTO analytics.athlete_dim (athlete_uuid, full_name, source_synced_at)
-SELECT staged.athlete_uuid, staged.full_name, now()
-  FROM staged LEFT JOIN analytics.athlete_dim AS known USING (athlete_uuid)
- WHERE known.athlete_uuid IS NULL OR known.full_name IS DISTINCT FROM staged.full_name
- ORDER BY staged.athlete_uuid
-    ON CONFLICT (athlete_uuid) DO UPDATE
-   SET full_name = EXCLUDED.full_name, source_synced_at = EXCLUDED.source_synced_at
-"""
+ONLY_CHANGED = """LEFT JOIN analytics.athlete_dim AS known USING (athlete_uuid)
+ WHERE known.athlete_uuid IS NULL OR known.full_name IS DISTINCT FROM staged.full_name"""
 
 RENAME_1_PERCENT = """
 UPDATE public."User" SET name = name || ' II' WHERE hashtext(uuid) % 100 = 0;
 INSERT INTO public."User" (uuid, name)
 SELECT gen_random_uuid()::text, name FROM public."User" WHERE hashtext(uuid) % 100 = 1;
 """
-
 
 RENAME_1000 = """
 UPDATE public."User" SET name = name || ' III'
@@ -67,125 +60,130 @@ UPDATE public."User" SET name = name || ' III'
 class Case(NamedTuple):
     name: str
     refresh: str
-    prepare_app: Optional[str]
-    bar: float
+    bar: float  # how many times psql's seconds the sync may take, from a million athletes on
+    prepare_app: str = "SELECT"
     flags: Tuple[str, ...] = ()
-    for_peers: str = ""  # what the peers call this case; they know no difference of always and never
+    is_for_peers: bool = False  # they know no difference of always and never
 
 
 CASES = [
-    Case("first load", "always", None, 1.35, for_peers="first load"),
-    Case("rerun, unchanged, always", "always", None, 1.35, for_peers="rerun, unchanged"),
-    Case("rerun, unchanged, never", "never", None, 1.8),
-    Case("1 % renamed, 1 % new, never", "never", RENAME_1_PERCENT, 1.8,
-         for_peers="1 % renamed, 1 % new"),
-    Case("1,000 renamed, --incremental", "never", RENAME_1000, 0.35, ("--incremental",)),
+    Case("first load", "always", 1.15, is_for_peers=True),
+    Case("rerun, unchanged, always", "always", 1.32, is_for_peers=True),
+    Case("rerun, unchanged, never", "never", 1.20),
+    Case("1 % renamed, 1 % new, never", "never", 1.25, RENAME_1_PERCENT, is_for_peers=True),
+    Case("1,000 renamed, --incremental", "never", 0.35, RENAME_1000, ("--incremental",)),
 ]
 
 
-class Run(NamedTuple):
-    seconds: float
-    wal_bytes: int
-    row_versions: int
-    peak_bytes: int
-    verdict: str = ""
+class Contender(NamedTuple):
+    """Whoever copies the athletes, into a database of its own."""
+
+    name: str
+    database: str
+    run: Callable[[Lab, Case], int]  # returns the peak memory in bytes
+    table: str = "analytics.athlete_dim"
+    columns: str = "athlete_uuid, full_name"
+    peer: Optional[peers.Peer] = None
 
 
-Results = Dict[str, Dict[str, List[Run]]]  # by case, then by who
+class Result:
+    """What came out of one case by one contender."""
+
+    cost: Cost
+    verdict: str
+
+    def __init__(self) -> None:
+        self.rounds: List[Tuple[float, int]] = []
+
+    def seconds(self) -> float:
+        return median(seconds for seconds, _ in self.rounds)
+
+    def megabytes(self) -> float:
+        return max(peak for _, peak in self.rounds) / 1e6
+
+    def times(self, other: Result) -> float:
+        """The median over the rounds of what each round's pair came to."""
+        return median(mine / theirs for (mine, _), (theirs, _) in zip(self.rounds, other.rounds))
+
+
+Results = Dict[Tuple[str, str], Result]  # by case and contender
 
 
 def main() -> int:
-    options = read_command_line()
-    # So that a checkpoint falls where a round begins, not by chance within one run.
-    with two_servers(max_wal_size="'8GB'", checkpoint_timeout="'1h'") as lab:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=lambda text: sorted(map(int, text.split(","))), default=[1000000])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--chart", action="store_true")
+    parser.add_argument("--peers", action="store_true")
+    options = parser.parse_args()
+    # So that a checkpoint falls where a round begins, and a vacuum before a run, not by chance within one.
+    with two_servers(max_wal_size="'64GB'", checkpoint_timeout="'1h'", autovacuum="off") as lab:
         lab.set_up()
         lab.app.psql("-qc", 'ALTER TABLE public."User" ADD PRIMARY KEY (uuid)')  # Prisma's @id
-        lab.warehouse.psql("-qc", "CREATE DATABASE %s" % PSQL, database="postgres")
-        set_up_psql_warehouse(lab)
-        peers.set_up(lab)
-        header_text = header(lab, options)
-        print(header_text + "\n")
-        sizes = [size for size in (10000, 100000, 1000000) if size < options.rows and options.chart]
-        others = peers.peers_to_be_had() if options.peers else []
-        by_size = {size: bench(lab, size, options.rounds, others if size == options.rows else [])
-                   for size in sizes + [options.rows]}
-        print_table(by_size[options.rows])
-        if options.chart:
-            print_sizes(by_size)
-        if options.peers:
-            print_peers(by_size[options.rows], others)
-        print_small_case(lab, options.rounds)
+        contenders = find_contenders(lab, options.peers)
+        title = "PostgreSQL %s, Python %s, %s cores, %s, %d rounds; above 1,000,000 athletes one" % (
+            lab.warehouse.psql("-qAtc", "SHOW server_version").strip(), sys.version.split()[0], os.cpu_count(),
+            time.strftime("%Y-%m-%d"), options.rounds)
+        print("%s\n\n%s\n%s" % (title, ROW % HEADER, ROW % (("---",) * len(HEADER))), flush=True)
+        by_size = {}
+        for size in options.rows:
+            by_size[size] = bench(lab, size, options.rounds if size <= 1000000 else 1, contenders)
+            print_rows(size, by_size[size])
+        print_small_case(lab, contenders[0], options.rounds)
     if options.chart:
-        draw_chart(by_size, header_text)
+        draw_chart(by_size, title)
     return 0
 
 
-def set_up_psql_warehouse(lab: Lab) -> None:
-    lab.warehouse.psql("-qf", str(PROJECT / "sql" / "warehouse_setup.sql"), database=PSQL)
+def find_contenders(lab: Lab, are_peers_wanted: bool) -> List[Contender]:
+    lab.app.psql("-qc", "CREATE ROLE peer_reader LOGIN PASSWORD 'peer' IN ROLE app_readonly")
+    return [Contender(OURS, "warehouse", run_sync), Contender(PSQL, "warehouse_psql", run_psql)] + [
+        Contender(peer.name, "peer_" + peer.name, partial(run_peer, peer), peer.table, peer.columns, peer)
+        for peer in (peers.peers_to_be_had() if are_peers_wanted else [])]
 
 
-def bench(lab: Lab, rows: int, rounds: int, others: List[peers.Peer]) -> Results:
-    names = [OURS, PSQL] + [peer.name for peer in others]
-    results: Results = {case.name: {name: [] for name in names} for case in CASES}
-    for round_ in range(rounds):
-        start_over(lab, rows)
-        for peer in others:
-            peers.start_over(lab, peer)
+def bench(lab: Lab, rows: int, rounds: int, contenders: List[Contender]) -> Results:
+    results: Results = {}
+    for round_ in range(rounds + 1):  # the last of them is watched
+        start_over(lab, rows, contenders)
         for case in CASES:
-            if case.prepare_app:
-                lab.app.psql("-qc", case.prepare_app)
-            lab.app.psql("-qc", 'VACUUM ANALYZE public."User"')
-            for who in ((OURS, PSQL), (PSQL, OURS))[round_ % 2]:
-                run = measure(lab, who, case)
-                results[case.name][who].append(with_verdict(lab, run, who) if others else run)
-            for peer in others if case.for_peers else []:
-                results[case.name][peer.name].append(measure_peer(lab, peer))
+            lab.app.psql("-qc", case.prepare_app)
+            lab.app.psql("-qc", 'VACUUM ANALYZE public."User"', "-c", "CHECKPOINT")
+            for who in contenders[::-1 if round_ % 2 else 1]:
+                if who.peer and not case.is_for_peers:
+                    continue
+                result = results.setdefault((case.name, who.name), Result())
+                if lab.warehouse.psql("-qAtc", "SELECT to_regclass('%s')" % who.table, database=who.database).strip():
+                    lab.warehouse.psql("-qc", "VACUUM ANALYZE " + who.table, database=who.database)
+                os.sync()  # what was prepared is not written to the disk at the cost of whoever comes first
+                if round_ < rounds:
+                    result.rounds.append(seconds_of(partial(who.run, lab, case)))
+                else:
+                    result.cost = watched(lab, who.database, who.table, partial(who.run, lab, case))
+                    result.verdict = peers.verdict(lab, who.database, who.table, who.columns)
     return results
 
 
-def with_verdict(lab: Lab, run: Run, database: str) -> Run:
-    return run._replace(verdict=peers.verdict(lab, database, "analytics.athlete_dim"))
-
-
-def start_over(lab: Lab, rows: int) -> None:
+def start_over(lab: Lab, rows: int, contenders: List[Contender]) -> None:
     lab.app.psql("-qc", 'TRUNCATE public."User"')
     fill_app(lab.app, rows)
     lab.app.psql("-q", stdin=peers.hostile_sql())
-    for database in (OURS, PSQL):
-        lab.warehouse.psql("-qc", "TRUNCATE analytics.athlete_dim", database=database)
+    for who in contenders:
+        for statement in ("DROP DATABASE IF EXISTS ", "CREATE DATABASE "):
+            lab.warehouse.psql("-qc", statement + who.database, database="postgres")
+        lab.warehouse.psql("-qf", str(PROJECT / "sql" / "warehouse_setup.sql"), database=who.database)
+        if who.peer:
+            peers.forget(who.peer)
     lab.warehouse.psql("-qc", "CHECKPOINT")
 
 
-def measure(lab: Lab, who: str, case: Case) -> Run:
-    def run() -> int:
-        return run_script(lab, case) if who == OURS else run_psql(lab, case)
-    return measured(lab, who, "analytics.athlete_dim", run)
-
-
-def measure_peer(lab: Lab, peer: peers.Peer) -> Run:
-    def run() -> int:
-        return run_and_watch(peers.command(peer), peers.environment(lab, peer))
-    run_ = measured(lab, peer.database, peer.table, run)
-    return run_._replace(verdict=peers.verdict(lab, peer.database, peer.table, peer.columns))
-
-
-def measured(lab: Lab, database: str, table: str, run: Callable[[], int]) -> Run:
-    def ask(question: str) -> str:
-        return lab.warehouse.psql("-qAtc", question, database=database).strip()
-    if ask("SELECT to_regclass('%s')" % table):  # dlt and Sling make theirs at the first load
-        ask("VACUUM ANALYZE " + table)
-    before_lsn, before_xid = ask("SELECT pg_current_wal_insert_lsn()"), ask("SELECT txid_current()")
-    started = time.perf_counter()
-    peak = run()
-    seconds = time.perf_counter() - started
-    wal = int(ask("SELECT pg_current_wal_insert_lsn() - '%s'::pg_lsn" % before_lsn))
-    versions = int(ask("SELECT count(*) FROM %s WHERE age(xmin) < txid_current() - %s" % (table, before_xid)))
-    return Run(seconds, wal, versions, peak)
-
-
-def run_script(lab: Lab, case: Case) -> int:
+def run_sync(lab: Lab, case: Case) -> int:
     return run_and_watch([sys.executable, str(SCRIPT), "-q"] + list(case.flags),
                          lab.environment(SYNC_REFRESH=case.refresh))
+
+
+def run_peer(peer: peers.Peer, lab: Lab, _: Case) -> int:
+    return run_and_watch(peers.command(peer), peers.environment(lab, peer))
 
 
 def run_and_watch(command: List[str], environment: Dict[str, str]) -> int:
@@ -203,115 +201,64 @@ def run_and_watch(command: List[str], environment: Dict[str, str]) -> int:
 def run_psql(lab: Lab, case: Case) -> int:
     extract = subprocess.Popen(lab.app.psql_command("-qc", COPY_OUT), env=lab.app.psql_environment(),
                                stdout=subprocess.PIPE)
-    insert = PSQL_ALL if case.refresh == "always" else PSQL_CHANGED
-    statements = PSQL_LOAD + ["ANALYZE staged", insert, "COMMIT"]
-    arguments = [argument for statement in statements for argument in ("-c", statement)]
-    load = subprocess.run(lab.warehouse.psql_command("-q", *arguments, database=PSQL),
+    upsert = PSQL_UPSERT % ("" if case.refresh == "always" else ONLY_CHANGED)
+    arguments = [argument for statement in PSQL_LOAD + [upsert, "COMMIT"] for argument in ("-c", statement)]
+    load = subprocess.run(lab.warehouse.psql_command("-q", *arguments, database="warehouse_psql"),
                           env=lab.warehouse.psql_environment(), stdin=extract.stdout)
     if load.returncode or extract.wait():
         raise RuntimeError("psql failed")
     return 0
 
 
-def print_table(results: Results) -> None:
-    print("%-28s %7s %7s %6s %6s %10s %10s %8s" % (
-        "case", "ours s", "psql s", "ratio", "bar", "WAL kB", "versions", "peak MB"))
-    for case in CASES:
-        ours, psql = results[case.name][OURS], results[case.name][PSQL]
-        print("%-28s %7.2f %7.2f %6.2f %6.2f %10d %10d %8.0f" % (
-            case.name, median(run.seconds for run in ours), median(run.seconds for run in psql),
-            ratio(ours, psql), case.bar, median(run.wal_bytes for run in ours) / 1024,
-            median(run.row_versions for run in ours), max(run.peak_bytes for run in ours) / 1e6))
+HEADER = ("case", "athletes", "by", "s", "times psql", "bar", "peak MB") + COST_HEADER + ("result",)
+ROW = "| %-28s | %10s | %-14s | %6s | %10s | %4s | %7s | %9s | %8s | %7s | %7s | %7s | %10s | %20s | %20s | %s |"
 
 
-def print_sizes(by_size: Dict[int, Results]) -> None:
-    print("\n%-28s %12s %8s %8s" % ("case", "athletes", "ours s", "peak MB"))
-    for case in CASES:
-        for size in sorted(by_size):
-            runs = by_size[size][case.name][OURS]
-            print("%-28s %12s %8.2f %8.0f" % (case.name, format(size, ","), median(run.seconds for run in runs),
-                                              max(run.peak_bytes for run in runs) / 1e6))
+def print_rows(size: int, results: Results) -> None:
+    bars = {(case.name, OURS): "%.2f" % case.bar for case in CASES if size >= 1000000}
+    for (case, who), result in results.items():
+        peak = "%.0f" % result.megabytes() if who != PSQL else ""  # two programs, whose memory nobody measured
+        print(ROW % (case, format(size, ","), who, "%.2f" % result.seconds(),
+                     "%.2f" % result.times(results[case, PSQL]), bars.get((case, who), ""), peak,
+                     *result.cost.cells, result.verdict.replace("|", "\\|")), flush=True)
 
 
-def print_peers(results: Results, others: List[peers.Peer]) -> None:
-    print("\n%-22s %-16s %8s %8s %10s %10s  %s" % (
-        "case", "by", "s", "peak MB", "WAL kB", "versions", "result"))
-    for case in CASES:
-        for who in [OURS, PSQL] + [peer.name for peer in others] if case.for_peers else []:
-            runs = results[case.name][who]
-            print("%-22s %-16s %8.2f %8s %10d %10d  %s" % (
-                case.for_peers, NAMES.get(who, who), median(run.seconds for run in runs),
-                "%.0f" % (max(run.peak_bytes for run in runs) / 1e6) if who != PSQL else "",
-                median(run.wal_bytes for run in runs) / 1024, median(run.row_versions for run in runs),
-                "; ".join(sorted({run.verdict for run in runs}))))
+def print_small_case(lab: Lab, sync: Contender, rounds: int) -> None:
+    start_over(lab, 10, [sync])
+    acts = [partial(sync.run, lab, CASES[0]),
+            partial(subprocess.run, [sys.executable, "-c", "import pandas, psycopg2, dotenv"], check=True)]
+    pairs = [[seconds_of(act)[0] for act in acts] for _ in range(max(rounds, 5))]
+    times = median(ours / bare for ours, bare in pairs)
+    print("\nTen athletes take %.2f s, %.2f times what `import pandas, psycopg2, dotenv` takes; the bar is 2.00.\n"
+          "The bar of the peak is 90 MB." % (median(ours for ours, _ in pairs), times))
 
 
-NAMES = {OURS: "the sync", PSQL: "psql | psql"}
-
-
-def ratio(ours: List[Run], psql: List[Run]) -> float:
-    """The median over the rounds of what each round's pair came to."""
-    return median(mine.seconds / theirs.seconds for mine, theirs in zip(ours, psql))
-
-
-def print_small_case(lab: Lab, rounds: int) -> None:
-    start_over(lab, 10)
-    case = Case("10 athletes", "always", None, 2.0)
-    pairs = []
-    for _ in range(max(rounds, 5)):
-        run = measure(lab, OURS, case)
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "import pandas, psycopg2, dotenv"], check=True)
-        pairs.append((run.seconds, time.perf_counter() - started))
-    print("%-28s %7.2f %7.2f %6.2f %6.2f   (beside python -c \"import pandas, psycopg2, dotenv\")" % (
-        case.name, median(ours for ours, _ in pairs), median(bare for _, bare in pairs),
-        median(ours / bare for ours, bare in pairs), case.bar))
-
-
-def header(lab: Lab, options: argparse.Namespace) -> str:
-    version = lab.warehouse.psql("-qAtc", "SHOW server_version").strip()
-    return "%s athletes, %d rounds, medians; PostgreSQL %s, Python %s, %s cores, %s" % (
-        format(options.rows, ","), options.rounds, version, sys.version.split()[0], os.cpu_count(),
-        time.strftime("%Y-%m-%d"))
+def seconds_of(act: Callable[[], Any]) -> Tuple[float, Any]:
+    """How long it took, and what it returned."""
+    started = time.perf_counter()
+    returned = act()
+    return time.perf_counter() - started, returned
 
 
 def draw_chart(by_size: Dict[int, Results], title: str) -> None:
-    """Draw the ratios at the largest size, and how both and our memory scale, into bench.svg."""
+    """Draw a rerun's seconds, what it costs the two servers, and memory, over the number of athletes."""
     import matplotlib
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "bench"  # the same figures give the same file
+    matplotlib.rcParams.update({"svg.hashsalt": "bench", "svg.fonttype": "none"})  # same figures, same file
     from matplotlib import pyplot
-    figure, (bars, lines, memory) = pyplot.subplots(1, 3, figsize=(15, 4.5))
-    largest = by_size[max(by_size)]
-    names = [case.name for case in CASES]
-    bars.barh(names, [ratio(largest[name][OURS], largest[name][PSQL]) for name in names], color="#4477aa")
-    for place, case in enumerate(CASES):
-        bars.plot([case.bar] * 2, [place - 0.4, place + 0.4], color="#cc3311")
-    bars.axvline(1, color="grey", linestyle=":")
-    bars.invert_yaxis()
-    bars.set_xlabel("seconds, ours / psql | psql (red: the bar it must stay under)")
-    for case, colour in zip(CASES, ("#4477aa", "#228833", "#aa3377", "#ccbb44", "#66ccee")):
-        for who, style in ((OURS, "-"), (PSQL, ":")):
-            lines.plot(sorted(by_size), [median(run.seconds for run in by_size[size][case.name][who])
-                                         for size in sorted(by_size)], style, marker="o", color=colour,
-                       label=case.name if who == OURS else None)
-        memory.plot(sorted(by_size), [max(run.peak_bytes for run in by_size[size][case.name][OURS]) / 1e6
-                                      for size in sorted(by_size)], marker="o", color=colour)
-    lines.set(xscale="log", yscale="log", xlabel="athletes", ylabel="seconds (dotted: psql | psql)")
-    memory.set(xscale="log", xlabel="athletes", ylabel="peak memory, MB", ylim=(0, 120))
-    lines.legend(fontsize="small")
+    figure, panels = pyplot.subplots(1, 3, figsize=(15, 4.5))
+    sizes, rerun = sorted(by_size), CASES[1].name
+    for axes, (what, figure_of) in zip(panels, {
+            "seconds": Result.seconds,
+            "CPU seconds of the two servers": lambda result: result.cost.cpu,
+            "peak memory, MB": lambda result: result.megabytes() or float("nan")}.items()):
+        for who in [who for case, who in by_size[sizes[0]] if case == rerun]:
+            axes.plot(sizes, [figure_of(by_size[size][rerun, who]) for size in sizes], marker="o", label=who)
+        axes.set(xscale="log", yscale="log", xlabel="athletes: a rerun that stamps all of them", ylabel=what)
+    panels[0].legend(fontsize="small")
     figure.suptitle(title, fontsize="small")
     figure.tight_layout()
     figure.savefig(str(PROJECT / "python" / "lab" / "bench.svg"), metadata={"Date": None})
-
-
-def read_command_line() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1000000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--chart", action="store_true")
-    parser.add_argument("--peers", action="store_true")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

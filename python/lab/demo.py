@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Dict
 
 from athletes import fill_app
-from servers import PROJECT, SCRIPT, SUPERUSER_PASSWORD, Lab, Server, program_of, python, remove, two_servers
+from servers import PROJECT, SCRIPT, SUPERUSER_PASSWORD, Lab, Server, program_of, remove, two_servers
 
 ENV_FILE = PROJECT / ".env.demo"
 ATHLETES = 5000
@@ -56,7 +56,10 @@ def main() -> int:
         stream.reconfigure(errors="backslashreplace")  # for terminals that cannot show Amharic
     for name in SIGNALS:
         signal.signal(name, stop_at_signal)
-    options = read_command_line()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", action="store_true", help="leave the servers running, write .env.demo")
+    parser.add_argument("--stop", action="store_true", help="stop and delete servers that --keep has left")
+    options = parser.parse_args()
     try:
         were_running = stop_kept_servers()
         if not options.stop:
@@ -81,19 +84,6 @@ def stop_at_signal(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def read_command_line() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keep", action="store_true", help="leave the servers running, write .env.demo")
-    parser.add_argument("--stop", action="store_true", help="stop and delete servers that --keep has left")
-    return parser.parse_args()
-
-
-# ---------------------------------------------------------------------------------------------
-# What it shows
-# ---------------------------------------------------------------------------------------------
-
-
 def show(keep: bool) -> None:
     started = time.monotonic()
     with two_servers(keep) as lab:
@@ -101,11 +91,11 @@ def show(keep: bool) -> None:
         print("Two Postgres servers, version %s, started in %.1f s: app on port %d, warehouse on port %d."
               % (version, time.monotonic() - started, lab.app.port, lab.warehouse.port))
         show_set_up(lab)
-        show_check(lab)
-        show_three_runs(lab)
+        show_runs(lab)
         show_answers(lab.warehouse)
         if keep:
-            write_env_file(lab)
+            write_settings(ENV_FILE, dict(lab.settings(), DEMO_FOLDER=str(lab.app.folder),
+                                          DEMO_BINDIR=str(lab.app.bindir)))
             show_what_next(lab)
     if not keep:
         print("\nServers stopped and deleted. To look around: make demo KEEP=1. For real: README.md.")
@@ -113,36 +103,31 @@ def show(keep: bool) -> None:
 
 def show_set_up(lab: Lab) -> None:
     """README's steps, and its commands: only the hosts are this demo's."""
-    for step, what, server, file, password, answer in zip(
-            (1, 2), ("A role in the app", "A role, a schema and tables in the warehouse"), (lab.app, lab.warehouse),
-            ("app_readonly", "warehouse_setup"), ("app_password", "writer_password"), lab.set_up()):
+    for step, what, server, file, role, answer in zip(
+            (1, 2), ("A role in the app", "A role and tables in the warehouse"), (lab.app, lab.warehouse),
+            ("app_readonly", "warehouse_setup"), ("app_readonly", "warehouse_writer"), lab.set_up()):
         headline("%d. %s" % (step, what))
-        print("$ psql -h localhost -p %d -U postgres -d %s -v %s='...' -f sql/%s.sql"
-              % (server.port, server.name, password, file))
+        print("$ psql -h localhost -p %d -U postgres -d %s -f sql/%s.sql -c '\\password %s'"
+              % (server.port, server.name, file, role))
         print(answer.strip())
     headline("3. Settings: the demo's own, in place of .env")
     for name, value in lab.settings().items():
         print("%s=%s" % (name, "..." if name.endswith("_PASSWORD") else value))
-    headline("4. Python packages: make demo has installed them into .venv")
+    headline("4. Packages: make demo has installed them into .venv")
 
 
-def show_check(lab: Lab) -> None:
+def show_runs(lab: Lab) -> None:
     fill_app(lab.app, ATHLETES, SEED)
     headline("5. Run it. The first two commands change nothing")
     run_script(lab, "--check")
     run_script(lab, "--dry-run")
-
-
-def show_three_runs(lab: Lab) -> None:
     headline("First load: {:,} athletes, names in fifteen scripts".format(ATHLETES))
     run_script(lab)
-
     lab.warehouse.psql("-c", THREE_DAYS_PASS)
     lab.app.psql("-c", UPDATE_APP)
     fill_app(lab.app, 25, SEED, first=ATHLETES + 1)
     headline("Three days later (the demo set the clock): 50 to update, 25 to insert, 3 missing")
     run_script(lab)
-
     lab.app.psql("-c", UPDATE_APP_AGAIN)
     headline("More new names. A dry run tells what a sync would do, and leaves everything as it is")
     run_script(lab, "--dry-run")
@@ -153,73 +138,48 @@ def show_answers(warehouse: Server) -> None:
     for query in (COUNT, RECENT, STALE, HEALTH):
         print("warehouse=> " + query, end="  " if query == COUNT else "\n")
         answer = warehouse.psql("-At" if query == COUNT else "-Pfooter=off", "-c", query)
-        print(keep_columns_apart(answer).strip("\n"))
+        # Where a right-to-left name ends, a mark, or terminals that know of it move the next column.
+        print(re.sub("([\u0590-\u08ff])( *\\|)", "\\1\u200e\\2", answer).strip("\n"))
 
 
 def headline(text: str) -> None:
     print("\n-- %s" % text)
 
 
-def keep_columns_apart(table: str) -> str:
-    """Mark where a right-to-left name ends, or terminals that know of it move the next column."""
-    return re.sub("([\u0590-\u08ff])( *\\|)", "\\1\u200e\\2", table)
-
-
 def run_script(lab: Lab, *arguments: str) -> None:
     """Run the script as a user would, but with settings of our own: .env may name real databases."""
     env_file = lab.app.folder / ".env"
-    write_private(env_file, env_text(lab.settings()))
+    write_settings(env_file, lab.settings())
     print("$ " + " ".join(("python", str(SCRIPT.relative_to(PROJECT))) + arguments), flush=True)
-    command = [python(), str(SCRIPT), "--env-file", str(env_file)] + list(arguments)
-    output = subprocess.run(command, env=environment_without_settings(), cwd=str(PROJECT), check=True,
+    command = [sys.executable, str(SCRIPT), "--env-file", str(env_file)] + list(arguments)
+    environment = {name: value for name, value in os.environ.items()
+                   if not name.startswith(("APP_", "WH_", "SYNC_", "PG"))}
+    output = subprocess.run(command, env=environment, cwd=str(PROJECT), check=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8").stdout
     for line in output.splitlines():
         without_date = re.sub(r"^\d{4}-\d\d-\d\dT", "", line)  # so that the line fits
         print(textwrap.fill(without_date, COLUMNS, subsequent_indent="    "))
 
 
-def environment_without_settings() -> Dict[str, str]:
-    return {name: value for name, value in os.environ.items()
-            if not name.startswith(("APP_", "WH_", "SYNC_", "PG"))}
-
-
-# ---------------------------------------------------------------------------------------------
-# Servers that stay
-# ---------------------------------------------------------------------------------------------
-
-
-def env_text(settings: Dict[str, str]) -> str:
-    return "".join('%s="%s"\n' % (name, value.replace("\\", "\\\\").replace('"', '\\"'))
-                   for name, value in settings.items())
-
-
-def write_env_file(lab: Lab) -> None:
-    where = {"DEMO_FOLDER": str(lab.app.folder), "DEMO_BINDIR": str(lab.app.bindir)}
-    write_private(ENV_FILE, "# Written by make demo KEEP=1; make demo-stop removes it.\n"
-                  + env_text(dict(lab.settings(), **where)))
-
-
-def write_private(path: Path, text: str) -> None:
+def write_settings(path: Path, settings: Dict[str, str]) -> None:
     path.touch(mode=0o600)
-    path.write_text(text, encoding="utf-8")
+    path.write_text("".join('%s="%s"\n' % (name, value.replace("\\", "\\\\").replace('"', '\\"'))
+                            for name, value in settings.items()), encoding="utf-8")
 
 
 def show_what_next(lab: Lab) -> None:
     print("\nBoth servers go on running, and .env.demo says where. For example:")
     for server in (lab.app, lab.warehouse):
         print("  %s postgresql://postgres:%s@127.0.0.1:%d/%s" % (
-            shlex.quote(short(Path(program_of(server.bindir, "psql")))), SUPERUSER_PASSWORD, server.port, server.name))
-    print("  %s %s --env-file .env.demo" % (shlex.quote(short(Path(python()))), SCRIPT.relative_to(PROJECT)))
+            short(program_of(server.bindir, "psql")), SUPERUSER_PASSWORD, server.port, server.name))
+    print("  %s %s --env-file .env.demo" % (short(sys.executable), SCRIPT.relative_to(PROJECT)))
     print("  make sync ARGS='--env-file .env.demo --dry-run'")
     print("  make demo-stop")
 
 
-def short(path: Path) -> str:
+def short(path: str) -> str:
     """Relative to the project where that is possible: the commands are typed there."""
-    try:
-        return str(path.relative_to(PROJECT))
-    except ValueError:
-        return str(path)
+    return shlex.quote(path[len(str(PROJECT)) + 1:] if path.startswith(str(PROJECT) + os.sep) else path)
 
 
 def stop_kept_servers() -> bool:

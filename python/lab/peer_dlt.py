@@ -1,4 +1,4 @@
-"""dlt as its documentation configures it for a table with a key: arrow tables, upserted. A peer of make bench PEERS=1."""
+"""dlt as its documentation configures it for a table with a key: arrow tables, upserted. A peer of make bench."""
 
 import os
 

@@ -1,35 +1,26 @@
 """What one would pick instead of the sync, each in a folder and a database of its own: for make bench PEERS=1.
 
 dlt and Sling make and alter tables of their own, so all peers write as the warehouse's superuser; they
-read the app by app_readonly's rights (Sling reads no $ in a password). How each is configured stands below, and in performance.md.
+read the app by app_readonly's rights (Sling reads no $ in a password). How each is configured stands here and in
+peer_*.py.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Dict, List, NamedTuple
 
+from athletes import sql_strings
 from servers import PROJECT, SUPERUSER_PASSWORD, Lab
 
 FOLDER = PROJECT / ".venv" / "peers"
 LAB = Path(__file__).resolve().parent
-
-SLING_REPLICATION = """
-source: APP
-target: WAREHOUSE
-defaults:
-  mode: incremental
-  primary_key: athlete_uuid
-streams:
-  athletes:
-    sql: SELECT uuid::uuid AS athlete_uuid, name AS full_name FROM public."User"
-    object: analytics.athlete
-"""
+SLING_QUERY = 'SELECT uuid::uuid AS athlete_uuid, name AS full_name FROM public."User"'
 
 
 class Peer(NamedTuple):
@@ -41,10 +32,6 @@ class Peer(NamedTuple):
     columns: str = "athlete_uuid, full_name"
 
     @property
-    def database(self) -> str:
-        return "peer_" + self.name
-
-    @property
     def folder(self) -> Path:
         return FOLDER / self.name
 
@@ -54,113 +41,88 @@ PEERS = [
     Peer("dlt", "dlt[postgres,sql-database,parquet]==1.31.0", str(FOLDER / "dlt" / "bin" / "python"),
          [str(LAB / "peer_dlt.py")], "analytics.athlete", "uuid, name"),
     Peer("sling", "sling-linux-amd64==1.4.11", "sling-linux-amd64",
-         ["run", "-r", str(FOLDER / "sling" / "replication.yaml")], "analytics.athlete"),
+         ["run", "--src-conn", "APP", "--src-stream", SLING_QUERY, "--tgt-conn", "WAREHOUSE",
+          "--tgt-object", "analytics.athlete", "--mode", "incremental", "--primary-key", "athlete_uuid"],
+         "analytics.athlete"),
 ]
 
 HOSTILE_NAMES = ["O'Brien", '"quoted"', "tab\there", "new\nline", "return\rhere", "back\\slash", "\\N", "\\.",
                  "NULL", "null", "nan", "", " ", "100 %", "🏃🏽‍♀️", "שרה", "فاطمة", "a,b;c|d"]
 
 MAKE_HOSTILE = """
-UPDATE public."User" AS athlete
-   SET name = hostile.name
-  FROM (SELECT uuid, row_number() OVER (ORDER BY uuid) AS place FROM public."User") AS placed
-  JOIN unnest(ARRAY[%s]) WITH ORDINALITY AS hostile (name, place) USING (place)
- WHERE athlete.uuid = placed.uuid
+UPDATE public."User" SET name = (ARRAY[%s])[substr(split_part(email, '@', 1), 8)::integer]
+ WHERE substr(split_part(email, '@', 1), 8)::integer <= %d
 """
 
 
 def hostile_sql() -> str:
-    return MAKE_HOSTILE % ", ".join("'%s'" % name.replace("'", "''") for name in HOSTILE_NAMES)
+    """The first athletes of athletes.py get these names."""
+    return MAKE_HOSTILE % (sql_strings(HOSTILE_NAMES), len(HOSTILE_NAMES))
 
 
 def peers_to_be_had() -> List[Peer]:
-    """Install each; say why one cannot be had."""
+    """Install each unless it is there; say why one cannot be had."""
     had = []
     for peer in PEERS:
-        reason = install(peer)
-        if reason:
-            print("%s is left out: %s" % (peer.name, reason))
-        else:
+        try:
+            install(peer)
             had.append(peer)
+        except subprocess.CalledProcessError as error:
+            print("%s is left out: %s" % (peer.name, error.stdout.strip().splitlines()[-1]))
     return had
 
 
-def install(peer: Peer) -> str:
-    """Install a peer unless it is there. Returns why it cannot be had, or nothing."""
+def install(peer: Peer) -> None:
     installed = peer.folder / "installed"
-    if not peer.requirement or installed.exists() and installed.read_text() == peer.requirement:
-        return ""
-    pip = [str(peer.folder / "bin" / "python"), "-m", "pip", "-q", "install", peer.requirement]
-    for command in ([sys.executable, "-m", "venv", str(peer.folder)], pip):
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
-        if done.returncode:
-            return done.stdout.strip().splitlines()[-1]
-    installed.write_text(peer.requirement)
-    return ""
+    if peer.requirement and not (installed.exists() and installed.read_text() == peer.requirement):
+        pip = [str(peer.folder / "bin" / "python"), "-m", "pip", "-q", "install", peer.requirement]
+        for command in ([sys.executable, "-m", "venv", str(peer.folder)], pip):
+            subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
+        installed.write_text(peer.requirement)
 
 
-def set_up(lab: Lab) -> None:
-    lab.app.psql("-qc", "CREATE ROLE peer_reader LOGIN PASSWORD 'peer' IN ROLE app_readonly")
-
-
-def start_over(lab: Lab, peer: Peer) -> None:
-    for statement in ("DROP DATABASE IF EXISTS %s", "CREATE DATABASE %s"):
-        lab.warehouse.psql("-qc", statement % peer.database, database="postgres")
-    lab.warehouse.psql("-qf", str(PROJECT / "sql" / "warehouse_setup.sql"), database=peer.database)
+def forget(peer: Peer) -> None:
+    """Delete what a peer keeps beside its database."""
     shutil.rmtree(str(peer.folder / "home"), ignore_errors=True)
     (peer.folder / "home").mkdir(parents=True)
-    if peer.name == "sling":
-        (peer.folder / "replication.yaml").write_text(SLING_REPLICATION)
 
 
 def command(peer: Peer) -> List[str]:
-    program = peer.program
-    if peer.name == "sling":
-        program = str(next(peer.folder.glob("lib/python*/site-packages/*/bin/" + program)))
-    return [program] + peer.arguments
+    inside_sling = list(peer.folder.glob("lib/python*/site-packages/*/bin/" + peer.program))
+    return [str(inside_sling[0]) if peer.name == "sling" else peer.program] + peer.arguments
 
 
 def environment(lab: Lab, peer: Peer) -> Dict[str, str]:
-    scheme = "postgres" if peer.name == "sling" else "postgresql"  # neither reads the other's
-    app = "%s://peer_reader:peer@127.0.0.1:%d/app?sslmode=disable" % (scheme, lab.app.port)
-    warehouse = "%s://postgres:%s@127.0.0.1:%d/%s?sslmode=disable" % (
-        scheme, SUPERUSER_PASSWORD, lab.warehouse.port, peer.database)
+    url = ("postgres" if peer.name == "sling" else "postgresql") + "://%s:%s@127.0.0.1:%d/%s?sslmode=disable"
     home = str(peer.folder / "home")  # where dlt and Sling keep what they know of the last run
-    return {"PATH": os.environ["PATH"], "HOME": home, "DLT_DATA_DIR": home, "APP": app, "WAREHOUSE": warehouse,
+    return {"PATH": os.environ["PATH"], "HOME": home, "DLT_DATA_DIR": home,
+            "APP": url % ("peer_reader", "peer", lab.app.port, "app"),
+            "WAREHOUSE": url % ("postgres", SUPERUSER_PASSWORD, lab.warehouse.port, "peer_" + peer.name),
             "RUNTIME__DLTHUB_TELEMETRY": "false", "SLING_DISABLE_TELEMETRY": "true"}
 
 
 def verdict(lab: Lab, database: str, table: str, columns: str = "athlete_uuid, full_name") -> str:
-    """Compare a dimension with the app, in a process of its own: what it needs would count as each peer's memory."""
-    fork = multiprocessing.get_context("fork")
-    answer, process_says = fork.Pipe(duplex=False)
-    process = fork.Process(target=lambda: process_says.send(compare(lab, database, table, columns)))
-    process.start()
-    process_says.close()
-    said = answer.recv()
-    process.join()
-    return said
+    """Compare a dimension with the app, athlete by athlete: in files, because of what millions of them would need."""
+    copy = "COPY (SELECT %s FROM %s ORDER BY 1) TO STDOUT"
+    with tempfile.TemporaryDirectory() as folder:
+        files = [os.path.join(folder, side) for side in ("app", "copied")]
+        for file, server, name, query in zip(files, (lab.app, lab.warehouse), ("app", database), (
+                copy % ("uuid, name", 'public."User"'), copy % (columns, table))):
+            with open(file, "wb") as out:
+                subprocess.run(server.psql_command("-qc", query, database=name), env=server.psql_environment(),
+                               stdout=out, check=True)
+        differing = subprocess.run(["comm", "-3"] + files, env=dict(os.environ, LC_ALL="C"), check=True,
+                                   stdout=subprocess.PIPE).stdout.decode()
+    return differences(differing.split("\n")[:-1])
 
 
-def compare(lab: Lab, database: str, table: str, columns: str) -> str:
-    """Compare athlete by athlete."""
-    app = athletes(lab.app.psql("-qc", 'COPY (SELECT uuid, name FROM public."User") TO STDOUT'))
-    copied = athletes(lab.warehouse.psql(
-        "-qc", "COPY (SELECT %s FROM %s) TO STDOUT" % (columns, table), database=database))
-    return differences(app, copied)
-
-
-def athletes(copy_text: str) -> List[List[str]]:
-    return [line.split("\t", 1) for line in copy_text.split("\n") if line]
-
-
-def differences(app: List[List[str]], copied: List[List[str]]) -> str:
-    """Say what is wrong with a copy of the app's athletes, or "right"."""
-    wanted, found = dict(app), dict(copied)
-    wrong = sorted(uuid for uuid in wanted if uuid in found and found[uuid] != wanted[uuid])
+def differences(lines: List[str]) -> str:
+    """Say what is wrong with a copy, or "right". comm puts a tab before a line that only the copy has."""
+    wanted = dict(line.split("\t", 1) for line in lines if not line.startswith("\t"))
+    found = dict(line[1:].split("\t", 1) for line in lines if line.startswith("\t"))
+    wrong = sorted(wanted.keys() & found.keys())
     said = ["%d %s" % (count, what) for count, what in (
-        (len(wanted.keys() - found.keys()), "missing"), (len(found.keys() - wanted.keys()), "too many"),
-        (len(copied) - len(found), "twice"), (len(wrong), "wrong")) if count]
+        (len(wanted) - len(wrong), "missing"), (len(found) - len(wrong), "too many"), (len(wrong), "wrong")) if count]
     said += ["%s became %s" % (shown(wanted[uuid]), shown(found[uuid])) for uuid in wrong[:5]]
     return ", ".join(said) or "right"
 

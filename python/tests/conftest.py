@@ -1,15 +1,14 @@
-"""Two real servers for the whole session, empty tables for each test, and `world`, in whose words a
-test reads as four lines: rows in the app, rows in the warehouse before, what is run, what is left.
+"""Two real servers for the whole session, empty tables for each test, and `world`, in whose words a test reads as four
+lines: rows in the app, rows in the warehouse before, what is run, what is left.
 
-Every run made through `world` is also held to what must be true of all runs: the app is byte for byte
-what it was, nothing in the warehouse changed but the dimension and the history, the numbers add up, and
-neither a password nor an athlete's name was printed.
+Every run made through `world` is held to more: the app is byte for byte what it was, nothing in the warehouse changed
+but the dimension and the history, the numbers add up, and neither a password nor an athlete's name was printed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import importlib
 import io
 import json
 import logging
@@ -20,14 +19,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import psycopg2
 import psycopg2.extras
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from lab import servers
-from lab.servers import PROJECT, READER_PASSWORD, SCRIPT, SUPERUSER_PASSWORD, WRITER_PASSWORD, wait_until
+from lab.servers import PROJECT, READER_PASSWORD, SCRIPT, WRITER_PASSWORD, servers_to_test_on, wait_until
 
 HISTORY, RENAMES = "analytics.athlete_sync_run", "analytics.athlete_rename"
 TABLE = {"app": 'public."User"', "warehouse": "analytics.athlete_dim"}
@@ -37,7 +36,6 @@ RESULT_KEYS = ("result exit_code mode dry_run source inserted updated unchanged 
                "seconds rejects message").split()
 NO_SETTINGS = tempfile.NamedTemporaryFile(suffix=".env")  # empty, and nobody else may read it
 RUN_MAY_TAKE = 60  # seconds; a run that takes longer is stuck, and the test shall say so
-
 ANN, BOB, CAT, DAN = ("00000000-0000-4000-8000-00000000000" + last for last in "abcd")
 
 
@@ -51,19 +49,15 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def lab():
-    options = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off"}
-    with servers.two_servers(**options) as two_servers:
-        two_servers.set_up()
-        two_servers.warehouse.psql("-qc", "CREATE TABLE public.bystander AS SELECT 1 AS one")
-        yield two_servers
+    with servers_to_test_on(fsync="off", synchronous_commit="off", full_page_writes="off", autovacuum="off") as lab:
+        lab.set_up()
+        lab.warehouse.psql("-qc", "CREATE TABLE public.bystander AS SELECT 1 AS one")
+        yield lab
 
 
 @pytest.fixture(scope="session")
 def sides(lab):
-    app, warehouse = Side(lab.app), Side(lab.warehouse)
-    yield app, warehouse
-    app.connection.close()
-    warehouse.connection.close()
+    return Side(lab.app), Side(lab.warehouse)
 
 
 def empty(app, warehouse):
@@ -73,28 +67,21 @@ def empty(app, warehouse):
 
 @pytest.fixture(autouse=True)
 def world(lab, sides, script):
-    app, warehouse = sides
-    empty(app, warehouse)
-    world = World(lab, app, warehouse, script)
+    empty(*sides)
+    world = World(lab, *sides, script)
     yield world
     for process in world.started:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-
-
-@pytest.fixture(scope="session")
-def script():
-    return load_script()
+        process.kill()  # if it has not ended
+        process.wait()
 
 
 def load_script():
     """The program as a module: for calling main(), and for its tables."""
-    specification = importlib.util.spec_from_file_location("sync_athletes_from_app", str(SCRIPT))
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module  # dataclasses look there
-    specification.loader.exec_module(module)
-    return module
+    sys.path.append(str(SCRIPT.parent))
+    return importlib.import_module(SCRIPT.stem)
+
+
+script = pytest.fixture(scope="session", name="script")(load_script)
 
 
 def trigger(when, body, table=TABLE["warehouse"], deferred=False):
@@ -125,8 +112,8 @@ class Side:
 
     def reconnect(self):
         self.connection = psycopg2.connect(
-            host="127.0.0.1", port=self.server.port, dbname=self.server.name, user="postgres",
-            password=SUPERUSER_PASSWORD, options="-c lock_timeout=20s -c statement_timeout=60s")
+            host="127.0.0.1", port=self.server.port, dbname=self.server.name, user=self.server.superuser,
+            password=self.server.password, options="-c lock_timeout=20s -c statement_timeout=60s")
         self.connection.autocommit = True
 
     def sql(self, statement, *values):
@@ -152,24 +139,19 @@ class Side:
         """Run statements in a transaction that stays open meanwhile: to hold a lock."""
         holder = Side(self.server)
         holder.connection.autocommit = False
-        try:
+        with contextlib.closing(holder.connection):
             for statement in statements:
                 holder.sql(statement)
             yield holder
-        finally:
-            holder.connection.close()
 
     def locked(self, table=None, mode="ACCESS EXCLUSIVE"):
         """The side's table, or another one, is locked meanwhile: a run that comes to it waits there."""
         return self.holding("LOCK TABLE %s IN %s MODE" % (table or TABLE[self.server.name], mode))
 
-    def check_that_it_refuses(self, role, *statements):
-        with self.holding("SET SESSION AUTHORIZATION " + role) as session:
-            for statement in statements:
-                session.sql("SAVEPOINT before")
-                with pytest.raises(psycopg2.errors.InsufficientPrivilege):
-                    session.sql(statement)
-                session.sql("ROLLBACK TO before")
+    def check_that_it_refuses(self, role, statement):
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege), self.holding(
+                "SET SESSION AUTHORIZATION " + role, statement):
+            pass
 
     def wait_until_a_run_waits_for_a_lock(self):
         wait_until(lambda: self.sql("SELECT 1 FROM pg_locks JOIN pg_stat_activity USING (pid)"
@@ -178,17 +160,13 @@ class Side:
     def snapshot(self, leaving_out=()):
         """Everything a run could change: relations and grants, and each table's rows with their versions."""
         relations = self.sql("""
-            SELECT c.oid::regclass::text, c.relkind::text, c.relacl::text, c.relowner::regrole::text
-              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-             WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
-             ORDER BY 1""")
-        rows = {name: self.rows_hash(name) for name, kind, _, _ in relations
-                if kind in "rp" and name not in leaving_out}
-        return relations, rows
+            SELECT oid::regclass::text, relkind::text, relacl::text, relowner::regrole::text FROM pg_class
+             WHERE relnamespace::regnamespace::text !~ '^(pg_|information_schema)' ORDER BY 1""")
+        return relations, {name: self.rows_hash(name) for name, kind, _, _ in relations
+                           if kind in "rp" and name not in leaving_out}
 
     def rows_hash(self, table):
-        return self.value("SELECT md5(string_agg(concat(ctid, xmin, xmax, t::text), ',' ORDER BY ctid))"
-                          " FROM %s t" % table)
+        return self.value("SELECT md5(string_agg(concat(ctid, xmin, xmax, t), ',' ORDER BY ctid)) FROM %s t" % table)
 
 
 class Run:
@@ -201,9 +179,7 @@ class Run:
     def result(self):
         """The result line, as a dictionary."""
         line = self.out.splitlines()[-1]
-        if line.startswith("{"):
-            return json.loads(line)
-        return dict(word.split("=", 1) for word in line.split())
+        return json.loads(line) if line.startswith("{") else dict(word.split("=", 1) for word in line.split())
 
     @property
     def error(self):
@@ -212,11 +188,9 @@ class Run:
 
     def counts(self):
         """Such as "3: 2 new, 1 repeated": rows in the app, then every other count that is not 0."""
-        words = [("inserted", "new"), ("updated", "renamed"), ("unchanged", "unchanged"),
-                 ("missing", "missing"), ("rejected", "rejected"), ("repeated", "repeated")]
-        result = self.result
-        return "%s: %s" % (result["source"], ", ".join(
-            "%s %s" % (result[key], word) for key, word in words if result[key] != 0) or "nothing")
+        result, words = self.result, {"inserted": "new", "updated": "renamed"}
+        counted = ["%s %s" % (result[key], words.get(key, key)) for key in RESULT_KEYS[5:11] if result[key] != 0]
+        return "%s: %s" % (result["source"], ", ".join(counted) or "nothing")
 
     def __repr__(self):
         return "exit code %s\nstdout: %s\nstderr: %s" % (self.code, self.out, self.err)
@@ -227,27 +201,20 @@ class World:
         self.lab, self.app, self.warehouse, self.script = lab, app, warehouse, script
         self.started = []
 
-    # Rows before
-
     def app_has(self, *rows):
-        with self.app.connection.cursor() as cursor:
-            psycopg2.extras.execute_values(
-                cursor, 'INSERT INTO public."User" (uuid, name, email) VALUES %s',
-                [(uuid, name, "%d@example.org" % number) for number, (uuid, name) in enumerate(rows)])
+        psycopg2.extras.execute_values(
+            self.app.connection.cursor(), 'INSERT INTO public."User" (uuid, name, email) VALUES %s',
+            [(uuid, name, "%d@example.org" % number) for number, (uuid, name) in enumerate(rows)])
 
     def warehouse_has(self, *rows, synced_at=LONG_AGO):
-        with self.warehouse.connection.cursor() as cursor:
-            psycopg2.extras.execute_values(
-                cursor, "INSERT INTO analytics.athlete_dim VALUES %s",
-                [(uuid, name, synced_at) for uuid, name in rows])
-
-    # What is run
+        psycopg2.extras.execute_values(
+            self.warehouse.connection.cursor(), "INSERT INTO analytics.athlete_dim VALUES %s",
+            [(uuid, name, synced_at) for uuid, name in rows])
 
     def sync(self, *flags, **settings):
         """Run main() in this process with --json. For what a row becomes; a tenth of a subprocess's time."""
         with self.held_to_the_rules(flags, settings) as runs:
-            runs.append(run_in_process(self.script, arguments(("--json",) + flags),
-                                       self.environment(settings)))
+            runs.append(run_in_process(self.script, arguments(("--json",) + flags), self.environment(settings)))
         return runs[0]
 
     def run(self, *flags, **settings):
@@ -267,17 +234,13 @@ class World:
 
     def environment(self, settings):
         """The lab's settings, and those given here; one given as None is not set."""
-        chosen = self.lab.environment(**settings)
-        return {name: value for name, value in chosen.items() if value is not None}
-
-    # Rows after
+        return {name: value for name, value in self.lab.environment(**settings).items() if value is not None}
 
     def dimension(self):
         """What the dimension holds, as {uuid: name}."""
         return dict(self.warehouse.sql("SELECT athlete_uuid::text, full_name FROM analytics.athlete_dim"))
 
     def rows(self):
-        """Every column of every row of the dimension."""
         return self.warehouse.sql("SELECT * FROM analytics.athlete_dim ORDER BY athlete_uuid")
 
     def stamped(self):
@@ -287,65 +250,50 @@ class World:
 
     def history(self):
         """The rows of the run history as dictionaries, oldest first."""
-        with self.warehouse.connection.cursor(cursor_factory=psycopg2.extras.RealDictCursor) as cursor:
-            cursor.execute("SELECT * FROM analytics.athlete_sync_run ORDER BY run_id")
-            return [dict(row) for row in cursor.fetchall()]
+        cursor = self.warehouse.connection.cursor(cursor_factory=psycopg2.extras.RealDictCursor)
+        cursor.execute("SELECT * FROM analytics.athlete_sync_run ORDER BY run_id")
+        return [dict(row) for row in cursor]
 
     def ends(self):
         """How each run of the history ended, oldest first, such as "failed 2"."""
         return ["%(result)s %(exit_code)d" % row for row in self.history()]
 
-    # True of every run
-
     @contextlib.contextmanager
     def held_to_the_rules(self, flags, settings):
-        try:
-            table = self.warehouse.value("SELECT to_regclass(%s)::text",
-                                         settings.get("WH_TABLE") or "analytics.athlete_dim")
-        except psycopg2.errors.InvalidName:  # before PostgreSQL 16; since then it is NULL
-            table = None
-        app_before = self.app.snapshot()
-        warehouse_before = self.warehouse.snapshot(leaving_out=(table, HISTORY, RENAMES))
-        runs = []
+        table = None
+        with contextlib.suppress(psycopg2.errors.InvalidName):  # before PostgreSQL 16; since then it is NULL
+            table = self.warehouse.value("SELECT to_regclass(%s)::text", settings.get("WH_TABLE") or TABLE["warehouse"])
+        may_change, runs = {self.app: (), self.warehouse: (table, HISTORY, RENAMES)}, []
+        before = [side.snapshot(tables) for side, tables in may_change.items()]
         yield runs
-        assert self.app.snapshot() == app_before, "the app was changed"
-        assert self.warehouse.snapshot(leaving_out=(table, HISTORY, RENAMES)) == warehouse_before, \
-            "something else in the warehouse was changed"
+        assert [side.snapshot(tables) for side, tables in may_change.items()] == before
         for run in runs:
             self.check_numbers(run, flags)
             self.check_secrets(run, flags, settings)
 
     def check_numbers(self, run, flags):
-        if not run.out.strip().startswith("{"):
-            return
-        known = run.result
-        assert (list(known), known["exit_code"]) == (RESULT_KEYS + ["changes"] * ("--diff" in flags), run.code)
-        if known["result"] != "ok":
-            return
-        assert known["source"] == sum(known[key] for key in (
-            "inserted", "updated", "unchanged", "rejected", "repeated")), run
+        if run.out.startswith("{") and "--status" not in flags:
+            known = run.result
+            assert (list(known), known["exit_code"]) == (RESULT_KEYS + ["changes"] * ("--diff" in flags), run.code)
+            assert known["result"] != "ok" or known["source"] == sum(known[key] for key in (
+                "inserted", "updated", "unchanged", "rejected", "repeated")), run
 
     def check_secrets(self, run, flags, settings):
         """Names of athletes are printed where --diff asks for them, on stdout, and nowhere else."""
-        secrets = {READER_PASSWORD, WRITER_PASSWORD, *(settings.get(p + "_PASSWORD") for p in ("APP", "WH"))}
-        names = {name for side, query in ((self.app, 'SELECT name FROM public."User"'),
-                                          (self.warehouse, "SELECT full_name FROM analytics.athlete_dim"))
-                 for name, in side.sql(query) if len(name or "") > 5}
-        nameless = run.err + self.history_text() + ("" if "--diff" in flags else run.out)
-        for secret in secrets - {None, ""}:
-            assert secret not in run.out + run.err, "printed: %r" % secret
-        for name in names:
-            assert name not in nameless, "printed or kept: %r" % name
-
-    def history_text(self):
-        if not self.warehouse.value("SELECT to_regclass(%s)", HISTORY):
-            return ""
-        return self.warehouse.value("SELECT coalesce(string_agg(run::text, ' '), '') FROM %s AS run" % HISTORY)
+        names = self.app.sql('SELECT name FROM public."User"')
+        names += self.warehouse.sql("SELECT full_name FROM analytics.athlete_dim")
+        is_kept = self.warehouse.value("SELECT to_regclass(%s)", HISTORY)
+        kept = self.warehouse.sql("SELECT run::text FROM %s AS run" % HISTORY) if is_kept else []
+        nameless = " ".join([run.err, *(row for row, in kept), "" if "--diff" in flags else run.out])
+        for secret in (READER_PASSWORD, WRITER_PASSWORD, settings.get("APP_PASSWORD"), settings.get("WH_PASSWORD")):
+            assert not secret or secret not in run.out + run.err, "printed: %r" % secret
+        for name, in names:
+            assert len(name or "") <= 5 or name not in nameless, "printed or kept: %r" % name
 
     def renames(self):
         """What was overwritten, oldest first."""
-        return self.warehouse.sql("SELECT run_id, athlete_uuid::text, old_name, new_name"
-                                  "  FROM analytics.athlete_rename ORDER BY run_id, athlete_uuid")
+        return self.warehouse.sql(
+            "SELECT run_id, athlete_uuid::text, old_name, new_name FROM %s ORDER BY 1, 2" % RENAMES)
 
 
 @contextlib.contextmanager
@@ -353,11 +301,8 @@ def empty_world(lab, script):
     """The world of tests, on a lab of its own."""
     app, warehouse = Side(lab.app), Side(lab.warehouse)
     empty(app, warehouse)
-    try:
+    with contextlib.closing(app.connection), contextlib.closing(warehouse.connection):
         yield World(lab, app, warehouse, script)
-    finally:
-        app.connection.close()
-        warehouse.connection.close()
 
 
 def arguments(flags, env_file=NO_SETTINGS.name):
@@ -372,39 +317,42 @@ def in_env_file(text):
 
 def project_in(folder):
     """A copy of the project as far as a run needs it: the script, two folders down."""
-    script = folder / SCRIPT.relative_to(PROJECT)
-    script.parent.mkdir(parents=True)
-    shutil.copy(str(SCRIPT), str(script))
+    place = folder / SCRIPT.parent.relative_to(PROJECT)
+    shutil.copytree(str(SCRIPT.parent), str(place), ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
 def run_in(project, world, *flags, **settings):
     """Run the project's copy, which finds its own .env."""
-    command = [sys.executable, str(project / SCRIPT.relative_to(PROJECT))]
-    return finish(world.start(*flags, command=command, env_file=None, **settings))
+    copy = str(project / SCRIPT.relative_to(PROJECT))
+    return finish(world.start(*flags, command=[sys.executable, copy], env_file=None, **settings))
 
 
 def finish(process, timeout=RUN_MAY_TAKE):
     """Wait for a run that was started, and return what it left behind."""
     out, err = process.communicate(timeout=timeout)
-    return Run(process.returncode, out.decode("utf-8"), err.decode("utf-8"))
+    return Run(process.returncode, as_text(out), as_text(err))
+
+
+def as_text(output):
+    """A Windows program, under Wine, ends its lines with two characters, and may write in its code page."""
+    try:
+        text = output.decode("utf-8")
+    except UnicodeDecodeError:
+        text = output.decode("cp1252")
+    return text.replace("\r\n", "\n")
 
 
 def run_in_process(script, arguments, environment):
     """Call main() and put everything back that it sets for a whole process."""
     out, err, root = io.StringIO(), io.StringIO(), logging.getLogger()
-    handlers, level, outer = root.handlers[:], root.level, dict(os.environ)
-    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    level, signals = root.level, {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        root.handlers[:] = []  # pytest's own, with which the script's would not be made
-        os.environ.clear()
-        os.environ.update(environment)
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = script.main(arguments)
+        # With pytest's own handlers the script's would not be made.
+        with mock.patch.dict(os.environ, environment, clear=True), mock.patch.object(root, "handlers", []):
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                code = script.main(arguments)
     finally:
-        os.environ.clear()
-        os.environ.update(outer)
-        root.handlers[:] = handlers
         root.setLevel(level)
         for number, handler in signals.items():
             signal.signal(number, handler)

@@ -8,7 +8,7 @@ TOKEN = "token-4711"
 
 
 class PingServer:
-    """Remembers what it was told, and answers as it was told to: a status, or not at all."""
+    """Answers as it was told to: with a status, or not at all."""
 
     def __init__(self, status=200, slow_start=0):
         self.told, self.status, self.closing = [], status, threading.Event()
@@ -30,9 +30,7 @@ class PingServer:
                 pass
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02},
-                                       daemon=True)
-        self.thread.start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
         self.url = "http://127.0.0.1:%d/%s" % (self.server.server_address[1], TOKEN)
 
     def close(self):
@@ -41,10 +39,5 @@ class PingServer:
         self.server.server_close()
 
 
-@contextlib.contextmanager
 def ping_server(status=200, slow_start=0):
-    server = PingServer(status, slow_start)
-    try:
-        yield server
-    finally:
-        server.close()
+    return contextlib.closing(PingServer(status, slow_start))

