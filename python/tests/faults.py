@@ -377,8 +377,9 @@ class Trial:
         for is_wrong, what in [
                 (code != self.kind.code and (code or not may_be_ok), "exit code %s: %s" % (code, last)),
                 (not re.match("result=%s mode=full .*\n$" % ("failed" if code else "ok"), out), "stdout %r" % out),
-                # psycopg2 prints one itself where the server's last word reaches libpq as a notice, beside an error.
-                ("Traceback" in self.run.err and "utf_8_decode" not in self.run.err and not self.verbose, "a traceback"),
+                # psycopg2 prints one itself, where the server's last word reaches libpq as a notice beside an error.
+                (not self.verbose and "Traceback" in self.run.err and "utf_8_decode" not in self.run.err,
+                 "a traceback"),
                 (code and not re.search(failure, last), "last line %r" % last),
                 (self.run.err.count(" ERROR ") != bool(code), "not told once"),
                 (was_written_by_it and re.search("nothing was changed|rolled back", last), "not true: %r" % last)]:
