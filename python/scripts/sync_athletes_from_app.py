@@ -57,7 +57,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Sequence, Tuple
 
 log = logging.getLogger("sync_athletes")
-Row = Tuple[Any, ...]  # of a query's result
 # What is ignored from the start stays so: nohup, or a shell that starts a job with &, wants it.
 SIGNALS_TO_STOP = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
                    if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN]
@@ -971,7 +970,7 @@ def show_status(settings: Settings, options: argparse.Namespace, report: Report)
     """Say what the health view says, and the last runs. Exit code 0 if the warehouse is fresh, 3 if not."""
     with connect(settings.warehouse, settings) as warehouse:
         values = {"target": spelled(settings["WH_TABLE"]), "max_age": settings["SYNC_MAX_AGE"]}
-        row: Row = warehouse.fetch_row(READ_HEALTH, **values) or ({"verdict": "never ran"}, False)
+        row: Any = warehouse.fetch_row(READ_HEALTH, **values) or ({"verdict": "never ran"}, False)
         health, is_old = row
         health["runs"] = [run for run, in warehouse.run(READ_LAST_RUNS, **values)]
         holder = warehouse.fetch_row(WHO_HOLDS_THE_LOCK)
