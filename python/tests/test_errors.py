@@ -349,7 +349,7 @@ def test_a_url_is_named_where_it_is_what_is_set(world, parameters, words):
 
 
 @pytest.mark.parametrize("url, words", [
-    ("postgresql+psycopg2://u:s3cret@h/d", r"must begin with postgresql://"),
+    ("postgresql+psycopg2://u:s3cret@h/d", "is not a libpq URL such as postgresql://"),
     ("postgresql://u:s3cret@h/d?serverVersion=15", "parameter serverVersion"),
     ("postgresql://u:s3cret@h/d?sslmode=requir", "sslmode that is none of disable, "),
     ("postgresql://u:s3cret?more=x@h/d", "%3F"), ("postgresql://u@h/d?password=s3cret&more=x", "is not a libpq URL")])
