@@ -382,7 +382,7 @@ def start_of_incremental(app: Database, warehouse: Database, last: Dict[str, Any
         log.info("app: full, not incremental: %s", obstacle)
         return None
     log.info("app: incremental: what has changed since the success of %s", last["finished_at"])
-    report.mode = "incremental"
+    report.mode, report.dimension_rows = "incremental", athletes
     return int(last["app_position"] % 2 ** 32)
 
 
@@ -408,7 +408,7 @@ def stream_athletes(app: Database, warehouse: Database, options: argparse.Namesp
     if since is not None and not (report.app_is_unique and app.fetch_row("SELECT 1 FROM {app_table} LIMIT 1")):
         log.info("app: full, not incremental: a changed row spells its uuid in another way, or no row is left")
         warehouse.run("TRUNCATE pg_temp.tmp_athlete_dim")
-        report.mode = "full"
+        report.mode, report.dimension_rows = "full", None
         return stream_athletes(app, warehouse, options, report, None)
     report.source, report.reject_reasons, report.rejects = checked.rows, checked.reasons, checked.rejects
     report.rejected = sum(checked.reasons.values())
@@ -581,7 +581,7 @@ def refuse_rejects(last: Dict[str, Any], options: argparse.Namespace, report: Re
 
 
 # This decides who is new or renamed, and keeps them, and those who are due for a stamp. The last row is the dimension's
-# count of the same moment: others may write there too. The join is quickest in batches that fit a core's cache.
+# count, of the same moment if all is compared: others may write. The join is quickest in batches that fit a core's cache.
 KEEP_CHANGES = """
 SET LOCAL work_mem = '1MB';
 CREATE TEMP TABLE tmp_athlete_change ON COMMIT DROP AS
@@ -597,8 +597,7 @@ SELECT athlete_uuid, kind, old_name, full_name, NULL::bigint AS in_dimension
           LEFT JOIN {dimension} AS known ON known.athlete_uuid = staged.athlete_uuid) AS compared
  WHERE kind = 'inserted' OR (full_name IS NOT NULL AND (kind = 'updated' OR is_due))
  UNION ALL
-SELECT NULL, NULL, NULL, NULL, count(*)
-  FROM {dimension}
+SELECT NULL, NULL, NULL, NULL, coalesce(%(counted)s::bigint, (SELECT count(*) FROM {dimension}))
  ORDER BY athlete_uuid;
 SET LOCAL work_mem TO DEFAULT
 """
@@ -629,7 +628,8 @@ def compare_with_dimension(warehouse: Database, seen: int, options: argparse.Nam
     changes, unknown, report.inserted, report.updated = Changes("tmp_athlete_dim", named, 0), seen, named, 0
     if options.diff or warehouse.fetch_row("SELECT 1 FROM {dimension} LIMIT 1"):  # else all new (1,000,000: 1 s less)
         with progress_bar(options, desc="warehouse: comparing", bar_format="{desc} {elapsed}"):
-            warehouse.run(KEEP_CHANGES, stamp_older_than=None if refresh in ("always", "never") else refresh)
+            warehouse.run(KEEP_CHANGES, counted=report.dimension_rows,
+                          stamp_older_than=None if refresh in ("always", "never") else refresh)
         unknown, report.inserted, report.updated, due, in_dimension, staged = warehouse.fetch_row(COUNT_CHANGES)
         if staged > due:
             raise warehouse.problem(REPEATED, "%d rows are too many" % (staged - due))
