@@ -581,7 +581,7 @@ def refuse_rejects(last: Dict[str, Any], options: argparse.Namespace, report: Re
 
 
 # This decides who is new or renamed, and keeps them, and those who are due for a stamp. The last row is the dimension's
-# count, of the same moment if all is compared: others may write. The join is quickest in batches that fit a core's cache.
+# count, of the same moment if all is compared: others may write. The join is quickest in batches that fit a cache.
 KEEP_CHANGES = """
 SET LOCAL work_mem = '1MB';
 CREATE TEMP TABLE tmp_athlete_change ON COMMIT DROP AS
@@ -1819,7 +1819,7 @@ def open_log_file(path: Optional[str]) -> Optional[logging.Handler]:
     """A relative path counts from the project: schedulers start programs anywhere."""
     if not path:
         return None
-    file = PROJECT / path
+    file = PROJECT / os.path.expanduser(path)
     try:
         if file.exists() and file.stat().st_size > 5000000:
             with suppress(OSError):  # Windows renames no file that another program has open

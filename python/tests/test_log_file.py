@@ -63,6 +63,7 @@ def test_option_before_environment_before_env_and_beside_the_readme(world, tmp_p
     project = project_in(tmp_path / "a project")
     (project / ".env").write_text("SYNC_LOG_FILE=env.log\n")
     for flags, settings, name in ((["--log-file=option.log"], dict(SYNC_LOG_FILE="set.log"), "option.log"),
+                                  ([], dict(SYNC_LOG_FILE="~/home.log", HOME=str(project)), "home.log"),
                                   ([], dict(SYNC_LOG_FILE="set.log"), "set.log"),
                                   ([], dict(SYNC_LOG_FILE=""), "env.log")):
         assert run_in(project, world, *flags, **settings).code == 0
