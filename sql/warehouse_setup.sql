@@ -63,7 +63,7 @@ CREATE TABLE IF NOT EXISTS analytics.athlete_sync_run (
 SELECT 'ALTER TABLE analytics.athlete_sync_run ADD COLUMN ' || wanted
   FROM pg_catalog.unnest(ARRAY['app_next BIGINT', 'app_timeline INTEGER', 'app_lineage TEXT']) AS wanted
  WHERE NOT EXISTS (SELECT 1 FROM pg_attribute WHERE attrelid = 'analytics.athlete_sync_run'::regclass::oid
-                      AND attname = split_part(wanted, ' ', 1)) \gexec
+                      AND attname::text = split_part(wanted, ' ', 1)) \gexec
 
 -- One row a dimension: is its sync well? make status reads it. usual_duration is the median of the last 30 days'
 -- successes of the same mode. An incremental run that read no row cannot tell whether the app is empty.

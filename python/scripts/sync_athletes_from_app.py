@@ -1674,8 +1674,8 @@ OWN_CONTEXT = re.compile(r"COPY tmp_athlete_dim, line|while (locking|updating|in
 NEVER_A_ROW = re.compile("08|25|40|53|57|58|XX")
 # What cannot quote a row: connections, privileges, constraints' names, limits, time-outs, and the like; and where
 # nothing is in quotes, values, and what Citus says of itself.
-WITHOUT_DATA = re.compile("""08|0A|21|22021|2200H|22P05|23|25|28|3D|40|42501|42704|42809|428C9|42P07|42P10|53|54|55
-    |57|58|XX00[12]|(22|XX000 .*(citus|connection|remote.node))[^"'`«»‹›„“”‚‘’「」]*$""", re.X)
+WITHOUT_DATA = re.compile("""08|0A|21|22021|2200H|22P05|23|25|28|3D|40|42501|42601|42704|42809|428C9|42P07|42P10|53|54
+    |55|57|58|XX00[12]|(22|XX000 .*(citus|connection|remote.node))[^"'`«»‹›„“”‚‘’「」]*$""", re.X)
 
 
 def names_for_advice(database: Database, **known: str) -> Dict[str, str]:
@@ -1698,14 +1698,14 @@ def quoted(name: str) -> str:
 
 
 # Who holds the lock that a backend waits for. Of other roles' sessions the server tells little; then we say at least
-# since when we wait.
+# since when we wait, if it is PostgreSQL 14 or later.
 BLOCKER = """
-SELECT pg_catalog.format('backend %%s (%%s) holds a lock on %%s, since %%s', holder.pid,
+SELECT pg_catalog.format('backend %%s (%%s) holds a lock on %%s%%s', holder.pid,
               pg_catalog.concat_ws(', ', usename, nullif(application_name, ''),
                                    substring(query FROM '^\\s*([A-Za-z]+( FULL)?)')),
               coalesce(relation::regclass::text, 'a row'),
-              coalesce(xact_start::timestamptz(0)::text,
-                       'before ' || left(pg_catalog.to_jsonb(waiting) ->> 'waitstart'::text, 19)))
+              coalesce(', since ' || xact_start::timestamptz(0)::text,
+                       ', since before ' || left(pg_catalog.to_jsonb(waiting) ->> 'waitstart'::text, 19)))
   FROM pg_locks AS waiting
   JOIN pg_stat_activity AS holder ON holder.pid = ANY (pg_blocking_pids(waiting.pid))
  WHERE waiting.pid = %(backend)s AND NOT waiting.granted

@@ -125,6 +125,9 @@ class Side:
     def value(self, statement, *values):
         return self.sql(statement, *values)[0][0]
 
+    def version(self):
+        return self.connection.server_version // 10000
+
     @contextlib.contextmanager
     def changed(self, change, undo):
         """What a test breaks in a database is mended after it, come what may."""

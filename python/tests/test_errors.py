@@ -154,7 +154,7 @@ WORDS = {
     "22003": (OF_DIM + "ADD id SMALLINT GENERATED ALWAYS AS ((length(full_name) * 10000)::smallint) STORED",
               r"smallint out of range \[22003\]"),
     "428C9": (OF_DIM + "DROP source_synced_at, ADD source_synced_at TIMESTAMPTZ GENERATED ALWAYS"
-              " AS ('2020-01-01 00:00:00+00'::timestamptz) STORED", r"non-DEFAULT value into column .*428C9"),
+              " AS ('2020-01-01 00:00:00+00'::timestamptz) STORED", r"insert .*into column .*42(8C9|601)"),
     "23514": (OF_DIM + "ADD CONSTRAINT short CHECK (length(full_name) < 3)", "check constraint .short."),
     "22P02": (OF_DIM + "ADD id INTEGER GENERATED ALWAYS AS (full_name::integer) STORED", r"\(withheld.*\[22P02\]"),
     "P0001": ("RAISE EXCEPTION 'not %', NEW.full_name USING HINT = NEW.full_name", BY_TRIGGER),
@@ -167,6 +167,8 @@ WORDS = {
 @pytest.mark.parametrize("state", list(WORDS))
 def test_words_are_shown_unless_they_may_quote_a_row(world, state):
     change, words = WORDS[state]
+    if "GENERATED" in change and world.warehouse.version() < 12:
+        pytest.skip("PostgreSQL 12 brought generated columns")
     world.app_has((ANN, "Ann Archer"))
     if words == BY_TRIGGER:
         change = trigger("BEFORE INSERT", change + "; RETURN NEW;")[0]
@@ -194,8 +196,8 @@ def test_a_lock_that_outlasts_the_deadline_is_told_with_its_holder(world, side):
     with server.locked() as holder:
         holder_pid = holder.value("SELECT pg_backend_pid()")
         run = finish(world.start(SYNC_DEADLINE="2"))
-        line = told(run, 2, side, r"deadline of 2 s passed; rolled back; backend %d \(postgres.*\) holds a lock on %s,"
-                    r" since (before )?20\d\d" % (holder_pid, table))
+        line = told(run, 2, side, r"deadline of 2 s passed; rolled back; backend %d \(postgres.*\) holds a lock on %s%s"
+                    % (holder_pid, table, r", since (before )?20\d\d" if server.version() >= 14 else "[,.]"))
         server.sql(re.search("SELECT pg_terminate_backend.*?;", line).group())
         assert world.sync().code == 0
 
@@ -236,7 +238,7 @@ def test_a_failed_run_that_is_not_in_the_history_says_so(world):
         world.app_has((BOB, "Bob Bowman"))
         run = world.sync()
     assert "WARNING warehouse: this run is not in the run history" in failed.err and world.ends() == [], failed
-    assert run.code == 0 and "denied for table athlete_sync_run" in run.err, run
+    assert run.code == 0 and re.search("denied for (table|relation) athlete_sync_run", run.err), run
 
 
 STAND_IN = """
@@ -254,6 +256,8 @@ RESET allow_system_table_mods
 
 def test_a_worker_of_citus_is_no_warehouse(world):
     world.app_has((ANN, "Ann Archer"))
+    if world.warehouse.version() < 13:
+        pytest.skip("PostgreSQL 13 brought a way to make what stands in for the catalogs of Citus")
     with world.warehouse.changed(STAND_IN, NO_STAND_IN):
         told(world.sync(), 3, "warehouse",
              "a worker of Citus.*WH_HOST and WH_PORT of the coordinator: coordinator.example.org:5433")
@@ -360,6 +364,8 @@ def test_a_url_is_told_by_the_part_that_is_wrong(world, url, words):
 
 def test_a_standby_that_nobody_may_read(world):
     world.app_has((ANN, "Ann Archer"))
+    if world.app.version() < 14:
+        pytest.skip("PostgreSQL 14 brought the message of a standby that nobody may read")
     with standby_of(world.lab.app, "hidden") as standby:
         for value, code in (("off", 2), ("on", 0)):
             standby.stop("fast")

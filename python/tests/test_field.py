@@ -79,7 +79,7 @@ UNSECURED = "DROP SCHEMA odd CASCADE; ALTER ROLE app_readonly NOBYPASSRLS; DROP 
 @pytest.mark.parametrize("policies, shown", list(POLICIES.values()), ids=list(POLICIES))
 def test_row_level_security_never_hides_athletes_in_silence(world, policies, shown):
     for word, version in (("security_invoker", 15), ("RESTRICTIVE", 10), ("PARTITION", 11)):
-        if word in policies and world.app.connection.server_version < version * 10000:
+        if word in policies and world.app.version() < version:
             pytest.skip("PostgreSQL %d brought this %s" % (version, word))
     world.app_has(*OLD)
     world.warehouse_has(*OLD)
@@ -382,7 +382,8 @@ def trapped(lab, script):
             server.name = made.enter_context(database(server, "trapped"))
         own.set_up()
         for server in (own.app, own.warehouse):
-            server.psql("-q", stdin=";\n".join(trap()))
+            takes_records = int(server.psql("-qAtc", "SHOW server_version_num")) >= 110000
+            server.psql("-q", stdin=";\n".join(line for line in trap() if takes_records or "(record)" not in line))
         yield made.enter_context(empty_world(own, script))
 
 

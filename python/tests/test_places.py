@@ -102,7 +102,7 @@ WHOLE = "DROP TABLE analytics.athlete_dim; ALTER TABLE analytics.athlete_dim_who
 
 @pytest.fixture
 def into_partitions(world, monkeypatch):
-    if world.warehouse.connection.server_version < 110000:
+    if world.warehouse.version() < 11:
         pytest.skip("PostgreSQL 11 brought hash partitions, and keys on partitioned tables")
     snapshot = world.warehouse.snapshot
     monkeypatch.setattr(world.warehouse, "snapshot", lambda leaving_out: snapshot(leaving_out + PARTITIONS))
