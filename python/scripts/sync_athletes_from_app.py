@@ -81,7 +81,7 @@ try:
 except Exception as problem:  # a pandas built for another numpy raises ValueError
     missing_package = problem  # read_command_line reports it
 
-VERSION = "2.0.0"
+VERSION = "2.0.1"
 PROJECT = Path(__file__).resolve().parent.parent.parent
 QUOTE = shlex.quote if os.name == "posix" else '"{}"'.format
 COMMAND = " ".join(map(QUOTE, [sys.executable, os.path.abspath(__file__)]))  # in what is to be typed
