@@ -1674,8 +1674,8 @@ OWN_CONTEXT = re.compile(r"COPY tmp_athlete_dim, line|while (locking|updating|in
 NEVER_A_ROW = re.compile("08|25|40|53|57|58|XX")
 # What cannot quote a row: connections, privileges, constraints' names, limits, time-outs, and the like; and where
 # nothing is in quotes, values, and what Citus says of itself.
-WITHOUT_DATA = re.compile("""08|0A|21|22021|2200H|22P05|23|25|28|3D|40|42501|42601|42704|42809|428C9|42P07|42P10|53|54
-    |55|57|58|XX00[12]|(22|XX000 .*(citus|connection|remote.node))[^"'`«»‹›„“”‚‘’「」]*$""", re.X)
+WITHOUT_DATA = re.compile("""08|0A|21|22021|2200H|22P05|23|25|28|3D|40|42501|42704|42809|428C9|42P07|42P10|53|54|55
+    |57|58|XX00[12]|(22|XX000 .*(citus|connection|remote.node))[^"'`«»‹›„“”‚‘’「」]*$""", re.X)
 
 
 def names_for_advice(database: Database, **known: str) -> Dict[str, str]:

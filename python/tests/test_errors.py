@@ -154,7 +154,7 @@ WORDS = {
     "22003": (OF_DIM + "ADD id SMALLINT GENERATED ALWAYS AS ((length(full_name) * 10000)::smallint) STORED",
               r"smallint out of range \[22003\]"),
     "428C9": (OF_DIM + "DROP source_synced_at, ADD source_synced_at TIMESTAMPTZ GENERATED ALWAYS"
-              " AS ('2020-01-01 00:00:00+00'::timestamptz) STORED", r"insert .*into column .*42(8C9|601)"),
+              " AS ('2020-01-01 00:00:00+00'::timestamptz) STORED", r"non-DEFAULT value into column .*428C9"),
     "23514": (OF_DIM + "ADD CONSTRAINT short CHECK (length(full_name) < 3)", "check constraint .short."),
     "22P02": (OF_DIM + "ADD id INTEGER GENERATED ALWAYS AS (full_name::integer) STORED", r"\(withheld.*\[22P02\]"),
     "P0001": ("RAISE EXCEPTION 'not %', NEW.full_name USING HINT = NEW.full_name", BY_TRIGGER),
@@ -167,8 +167,8 @@ WORDS = {
 @pytest.mark.parametrize("state", list(WORDS))
 def test_words_are_shown_unless_they_may_quote_a_row(world, state):
     change, words = WORDS[state]
-    if "GENERATED" in change and world.warehouse.version() < 12:
-        pytest.skip("PostgreSQL 12 brought generated columns")
+    if "GENERATED" in change and world.warehouse.version() < (14 if state == "428C9" else 12):
+        pytest.skip("PostgreSQL 12 brought generated columns, and 14 this code of theirs")
     world.app_has((ANN, "Ann Archer"))
     if words == BY_TRIGGER:
         change = trigger("BEFORE INSERT", change + "; RETURN NEW;")[0]
