@@ -146,8 +146,8 @@ def test_each_side_is_told_its_limits_and_forgets_them_with_the_transaction(worl
         assert finish(world.start(APP_PORT=str(app.port), WH_PORT=str(warehouse.port))).code == 0
         told = [step for proxy in (app, warehouse) for step in proxy.steps if "tcp_keepalives_idle" in step]
     assert len(told) == 2
-    for step in told:
-        with world.warehouse.holding("SET lock_timeout = 12345", "COMMIT", "BEGIN") as session:
+    for side, step in zip((world.app, world.warehouse), told):
+        with side.holding("SET lock_timeout = 12345", "COMMIT", "BEGIN") as session:
             limits = [dict(session.sql("SELECT name, setting FROM pg_settings WHERE name = ANY (%s)", list(LIMITS)))
                       for statement in ("SELECT 1", step, "COMMIT") if session.sql(statement) or True]
         assert limits[1] == {name: LIMITS[name] for name in limits[0]} != limits[0] == limits[2] and len(limits[0]) > 4
