@@ -128,6 +128,12 @@ class Side:
     def version(self):
         return self.connection.server_version // 10000
 
+    def needs(self, statements, **since):
+        """Skip the test where the statements have a word that only a later PostgreSQL knows."""
+        for word, version in since.items():
+            if word in statements and self.version() < version:
+                pytest.skip("PostgreSQL %d brought this %s" % (version, word))
+
     @contextlib.contextmanager
     def changed(self, change, undo):
         """What a test breaks in a database is mended after it, come what may."""

@@ -78,9 +78,7 @@ UNSECURED = "DROP SCHEMA odd CASCADE; ALTER ROLE app_readonly NOBYPASSRLS; DROP 
 
 @pytest.mark.parametrize("policies, shown", list(POLICIES.values()), ids=list(POLICIES))
 def test_row_level_security_never_hides_athletes_in_silence(world, policies, shown):
-    for word, version in (("security_invoker", 15), ("RESTRICTIVE", 10), ("PARTITION", 11)):
-        if word in policies and world.app.version() < version:
-            pytest.skip("PostgreSQL %d brought this %s" % (version, word))
+    world.app.needs(policies, security_invoker=15, RESTRICTIVE=10, PARTITION=11)
     world.app_has(*OLD)
     world.warehouse_has(*OLD)
     with world.app.changed(SECURED + policies, UNSECURED):
@@ -381,10 +379,11 @@ def trapped(lab, script):
             made.callback(server.psql, "-qc", "DROP ROLE IF EXISTS stranger, other_role", database="postgres")
             server.name = made.enter_context(database(server, "trapped"))
         own.set_up()
-        for server in (own.app, own.warehouse):
-            takes_records = int(server.psql("-qAtc", "SHOW server_version_num")) >= 110000
-            server.psql("-q", stdin=";\n".join(line for line in trap() if takes_records or "(record)" not in line))
-        yield made.enter_context(empty_world(own, script))
+        world = made.enter_context(empty_world(own, script))
+        for server, side in ((own.app, world.app), (own.warehouse, world.warehouse)):
+            server.psql("-q", stdin=";\n".join(
+                line for line in trap() if side.version() >= 11 or "(record)" not in line))
+        yield world
 
 
 @contextmanager

@@ -145,9 +145,7 @@ FIT = {
 def other(world, request):
     """A source that is made as the case says, with the two athletes."""
     make = request.param
-    least = {"DEFAULT": 110000, "INCLUDE": 110000, "VIRTUAL": 180000}
-    for word in [word for word in least if word in make and world.app.connection.server_version < least[word]]:
-        pytest.skip("needs PostgreSQL %d: %s" % (least[word] // 10000, word))
+    world.app.needs(make, DEFAULT=11, INCLUDE=11, VIRTUAL=18)
     world.app_has(*GROUND)
     with world.app.changed("CREATE SCHEMA other; GRANT USAGE ON SCHEMA other TO app_readonly",
                            "DROP SCHEMA other CASCADE"):

@@ -61,8 +61,7 @@ SOURCES = {
 
 @pytest.mark.parametrize("make, reload", list(SOURCES.values()), ids=list(SOURCES))
 def test_a_reload_is_seen_whole(world, make, reload):
-    if "PARTITION" in make and world.app.version() < 11:
-        pytest.skip("PostgreSQL 11 brought default partitions")
+    world.app.needs(make, PARTITION=11)
     world.app_has(*OLD)
     world.warehouse_has(*OLD, (DAN, "Dan Dyer"))
     grant = "; GRANT USAGE ON SCHEMA other TO app_readonly; GRANT SELECT (uuid, name) ON other.seen TO app_readonly"
